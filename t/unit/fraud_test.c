@@ -1,6 +1,7 @@
 /*
- * The judge: verdicts and reasons of whole requests, the visitor's hash, and the shared tables under
- * a clock of the test's own. nginx's few functions that it calls stand here in their simplest form.
+ * The judge: verdicts and reasons of whole requests, the visitor's hash, and the shared tables
+ * under a clock of the test's own. nginx's few functions that it calls stand here in their simplest
+ * form.
  */
 
 #include "unit.h"

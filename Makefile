@@ -1,0 +1,193 @@
+# make              the module and the daemon, into build/
+# make test         every test (what ./test runs once the packages are there)
+# make bench        benchmarks: ratios, each beside its reference
+# make asan         both once more under AddressSanitizer and UBSan, into build/asan/
+# make lint format  clang-format, clang-tidy, cppcheck, shellcheck
+# make fuzz SECONDS=60    each fuzz target that long
+# make install DESTDIR= PREFIX=/usr/local
+#
+# NGINX_SRC=DIR builds the module in a plain nginx source tree instead of Debian's nginx-dev.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+CC      ?= cc
+CLANG   ?= clang
+OPT     ?= -O2 -g
+SECONDS ?= 60
+
+BUILD   := build
+TOP     := $(CURDIR)
+
+include protocol/module.mk
+include worker/module.mk
+
+WARN    := -Wall -Wextra -Werror
+PKGS    := libpq hiredis jansson libcrypto
+CFLAGS  := -std=c11 -D_GNU_SOURCE $(OPT) $(WARN) -fPIC -fvisibility=hidden -pthread -I. -Iprotocol
+HARDEN  := -D_FORTIFY_SOURCE=2 -fstack-protector-strong
+ASAN    := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
+PKG_LIBS   = $(shell pkg-config --libs $(PKGS))
+
+MODULE   := $(BUILD)/ngx_http_affiliate_module.so
+DAEMON   := $(BUILD)/affiliated
+MODULE_DEPS := config $(wildcard ngx_module/*.[ch]) $(PROTOCOL_SRCS) $(wildcard protocol/*.h)
+SQL      := $(sort $(wildcard sql/*.sql))
+UNITS    := $(patsubst t/unit/%.c,$(BUILD)/t/unit/%,$(wildcard t/unit/*.c))
+FUZZERS  := $(filter-out replay make_seeds,$(patsubst t/fuzz/%.c,%,$(wildcard t/fuzz/*.c)))
+REPLAYS  := $(FUZZERS:%=$(BUILD)/t/replay/%)
+TOOLS    := $(patsubst t/lib/%.c,$(BUILD)/t/lib/%,$(wildcard t/lib/*.c))
+
+.PHONY: all test check-build bench asan tsan lint format fuzz install clean tests
+
+all: $(MODULE) $(DAEMON)
+
+# --- the module -------------------------------------------------------------------------------------------------
+
+# A nginx source tree, and the flags that its nginx was configured with: they decide binary compatibility.
+ifdef NGINX_SRC
+NGINX_DIR   := $(NGINX_SRC)
+NGINX_FLAGS := --with-compat --with-threads
+else
+NGINX_DIR   := /usr/share/nginx/src
+NGINX_FLAGS  = $$(. $(NGINX_DIR)/conf_flags; printf "%q " "$${NGX_CONF_FLAGS[@]}")
+endif
+
+# $(1) build directory, $(2) compiler flags, $(3) linker flags
+define build_module
+	@mkdir -p $(1)
+	@cd $(NGINX_DIR) && bash -c 'flags=($(NGINX_FLAGS)); \
+	    ./configure "$${flags[@]}" --with-cc-opt="$(2) -fPIC -D_FORTIFY_SOURCE=2" --with-ld-opt="$(3) -Wl,-z,relro -Wl,-z,now" \
+	    --add-dynamic-module=$(TOP) --builddir=$(TOP)/$(1)' > $(TOP)/$(1)/configure.log \
+	    || { tail -20 $(TOP)/$(1)/configure.log; exit 1; }
+	$(MAKE) --no-print-directory -s -C $(NGINX_DIR) -f $(TOP)/$(1)/Makefile modules
+endef
+
+$(BUILD)/nginx/ngx_http_affiliate_module.so: $(MODULE_DEPS)
+	$(call build_module,$(BUILD)/nginx,$(OPT),)
+
+$(MODULE): $(BUILD)/nginx/ngx_http_affiliate_module.so
+	cp $< $@
+
+$(BUILD)/asan/nginx/ngx_http_affiliate_module.so: $(MODULE_DEPS)
+	$(call build_module,$(BUILD)/asan/nginx,-O1 -g -DNGX_DEBUG_PALLOC=1 $(ASAN),$(ASAN))
+
+$(BUILD)/asan/ngx_http_affiliate_module.so: $(BUILD)/asan/nginx/ngx_http_affiliate_module.so
+	cp $< $@
+
+# --- the daemon -------------------------------------------------------------------------------------------------
+
+$(BUILD)/migrations.c: worker/migrations.sh $(SQL)
+	@mkdir -p $(@D)
+	sh worker/migrations.sh $(SQL) > $@.part && mv $@.part $@
+
+DAEMON_SRCS := $(WORKER_SRCS) $(PROTOCOL_SRCS) $(BUILD)/migrations.c
+
+# $(1) object directory, $(2) extra flags
+define objects
+$(1)/%.o: %.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS) $(2) $$(PKG_CFLAGS) -MMD -MP -c $$< -o $$@
+endef
+
+$(eval $(call objects,$(BUILD)/o,$(HARDEN)))
+$(eval $(call objects,$(BUILD)/asan/o,$(ASAN)))
+$(eval $(call objects,$(BUILD)/tsan/o,-fsanitize=thread))
+
+$(DAEMON): $(DAEMON_SRCS:%.c=$(BUILD)/o/%.o)
+	$(CC) -pthread -Wl,-z,relro -Wl,-z,now -pie $^ $(PKG_LIBS) -o $@
+
+$(BUILD)/asan/affiliated: $(DAEMON_SRCS:%.c=$(BUILD)/asan/o/%.o)
+	$(CC) -pthread $(ASAN) $^ $(PKG_LIBS) -o $@
+
+$(BUILD)/tsan/affiliated: $(DAEMON_SRCS:%.c=$(BUILD)/tsan/o/%.o)
+	$(CC) -pthread -fsanitize=thread $^ $(PKG_LIBS) -o $@
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+asan: $(BUILD)/asan/ngx_http_affiliate_module.so $(BUILD)/asan/affiliated
+
+tsan: $(BUILD)/tsan/affiliated
+
+# --- tests ------------------------------------------------------------------------------------------------------
+
+PROTOCOL_OBJS := $(PROTOCOL_SRCS:%.c=$(BUILD)/o/%.o)
+PROTOCOL_ASAN := $(PROTOCOL_SRCS:%.c=$(BUILD)/asan/o/%.o)
+
+$(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(PROTOCOL_ASAN)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(ASAN) $< $(PROTOCOL_ASAN) -lcrypto -lcmocka -o $@
+
+# The parts of the module that need nginx's headers, but no request.
+NGINX_CFLAGS = -std=gnu11 -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules os/unix http \
+    http/modules http/v2) -I$(BUILD)/nginx -I. -Iprotocol
+MODULE_UNITS := agents_test fraud_test event
+
+$(MODULE_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(MODULE) $(PROTOCOL_ASAN)
+	@mkdir -p $(@D)
+	$(CC) $(NGINX_CFLAGS) $< $(UNIT_SRCS) $(PROTOCOL_ASAN) -lcmocka -ljansson -lcrypto -lpthread -o $@
+
+$(BUILD)/t/unit/agents_test $(BUILD)/t/unit/fraud_test: UNIT_SRCS = ngx_module/ngx_http_affiliate_agents.c
+$(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c
+$(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c -ljansson
+
+$(BUILD)/t/replay/%: t/fuzz/%.c t/fuzz/replay.c t/fuzz/fuzz.h $(PROTOCOL_ASAN)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(ASAN) -It/fuzz $< t/fuzz/replay.c $(PROTOCOL_ASAN) -lcrypto -o $@
+
+$(BUILD)/t/fuzz/%: t/fuzz/%.c t/fuzz/fuzz.h $(PROTOCOL_SRCS) $(wildcard protocol/*.h)
+	@mkdir -p $(@D)
+	$(CLANG) -std=c11 -D_GNU_SOURCE -O1 -g $(WARN) -fsanitize=fuzzer,address,undefined -Iprotocol -It/fuzz $< \
+	    $(PROTOCOL_SRCS) -lcrypto -o $@
+
+$(BUILD)/t/lib/%: t/lib/%.c $(PROTOCOL_OBJS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(PKG_CFLAGS) $< $(PROTOCOL_OBJS) $(PKG_LIBS) -lcrypto -o $@
+
+tests: $(UNITS) $(REPLAYS) $(TOOLS)
+
+test:
+	./test
+
+bench: all $(TOOLS)
+	perl -It/lib t/bench/run
+
+fuzz: $(FUZZERS:%=$(BUILD)/t/fuzz/%)
+	@for f in $(FUZZERS); do \
+	    mkdir -p $(BUILD)/t/corpus/$$f && \
+	    $(BUILD)/t/fuzz/$$f -max_total_time=$(SECONDS) -print_final_stats=1 $(BUILD)/t/corpus/$$f t/fuzz/seeds/$$f \
+	        > $(BUILD)/t/fuzz/$$f.log 2>&1 || { tail -40 $(BUILD)/t/fuzz/$$f.log; exit 1; }; \
+	    echo "$$f: $$(grep -o 'number_of_executed_units: *[0-9]*' $(BUILD)/t/fuzz/$$f.log)"; \
+	done
+
+# --- house-keeping ----------------------------------------------------------------------------------------------
+
+FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c)
+
+format:
+	clang-format -i $(FORMATTED)
+
+lint: $(BUILD)/migrations.c
+	clang-format --dry-run -Werror $(FORMATTED)
+	cppcheck --quiet --error-exitcode=1 --inline-suppr --std=c11 --enable=warning,performance,portability \
+	    --suppress=missingIncludeSystem -Iprotocol -Iworker protocol worker
+	clang-tidy --quiet --warnings-as-errors='*' \
+	    --checks='-*,bugprone-*,clang-analyzer-*,-bugprone-easily-swappable-parameters,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling' \
+	    $(PROTOCOL_SRCS) $(WORKER_SRCS) -- -std=c11 -D_GNU_SOURCE -Iprotocol -Iworker $(PKG_CFLAGS) 2>&1
+	shellcheck -s sh demo test t/lib/*.sh worker/*.sh conf.examples/merchant/*.sh
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/lib/nginx/modules $(DESTDIR)$(PREFIX)/sbin \
+	    $(DESTDIR)$(PREFIX)/share/doc/affiliated/examples $(DESTDIR)$(PREFIX)/lib/systemd/system \
+	    $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
+	install -m 644 $(MODULE) $(DESTDIR)$(PREFIX)/lib/nginx/modules/
+	install -m 755 $(DAEMON) $(DESTDIR)$(PREFIX)/sbin/
+	sed 's|@sbindir@|$(PREFIX)/sbin|g' conf.examples/affiliated.service \
+	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/affiliated.service
+	install -m 644 conf.examples/affiliated.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/affiliated.conf
+	install -m 644 conf.examples/affiliated.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/affiliated.conf
+	cp -R conf.examples/. $(DESTDIR)$(PREFIX)/share/doc/affiliated/examples/
+	install -m 644 README.md SECURITY.md CHANGES LICENSE $(DESTDIR)$(PREFIX)/share/doc/affiliated/
+
+clean:
+	rm -rf $(BUILD)
