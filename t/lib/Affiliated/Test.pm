@@ -48,7 +48,7 @@ package Affiliated::Test;
 # click_id(%fields)    a genuine one: merchant, livemode, at_ms
 # sign(key, %o)        headers of a signed call: method, path, body, idempotency_key, timestamp
 # call(key, $body, %o) a signed POST to /v1/conversions: %o also path, headers
-# postback(key, %fields)
+# postback(key, %fields)    a signed GET of /pb with these parameters
 # daemon_start(%o)     affiliated run; conf => {section => {name => value}} changes, roles => [...]; daemon_stop, daemon_kill
 # cli(@args)           (exit code, stdout, stderr) of affiliated;  cli_json(@args) its rows; dies when it fails
 # world(%o)            through the CLI: merchant, campaign, affiliate, link, test link, keys; a hash of their ids
@@ -1042,14 +1042,16 @@ sub call
     return $r;
 }
 
-# The query is signed as sent, with everything in it.
+# The query is signed as sent, up to sig, which comes last.
 sub postback
 {
     my ($self, $key, %fields) = @_;
     my $location = delete $fields{location} || '/pb';
-    my $query = join '&', map { "$_=$fields{$_}" } sort keys %fields;
-    my @headers = $self->sign($key, method => 'GET', path => "$location?$query");
-    my $r = $self->request('GET', "$location?$query", headers => \@headers);
+    my %query = (key => $key->{id}, ts => int(time()), %fields);
+    my $target = "$location?" . join '&', map { "$_=$query{$_}" } sort keys %query;
+    my $text = join "\n", 'v1', $query{ts}, 'GET', $target,
+        defined $query{idempotency} ? $query{idempotency} : '', '';
+    my $r = $self->request('GET', "$target&sig=" . Digest::SHA::hmac_sha256_hex($text, $key->{secret}));
 
     $r->{json} = eval { JSON::PP::decode_json($r->{body}) };
     return $r;

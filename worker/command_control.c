@@ -1,0 +1,174 @@
+/* The commands of the control plane: NOUN VERB calls affiliate.NOUN_VERB(jsonb), which decides everything. */
+
+#include "worker/control.h"
+#include "worker/dump.h"
+
+#include <string.h>
+
+struct noun {
+    const char *name;
+    const char *const *verbs;
+};
+
+static const char *const merchant_verbs[] = {"create", "list", "show", "update", "suspend", "activate", NULL};
+static const char *const campaign_verbs[] = {"create", "terms", "list", "show", "update", "suspend", "activate", NULL};
+static const char *const link_verbs[] = {"create", "list", "show", "update", "pause", "resume", "remove", NULL};
+static const char *const key_verbs[] = {"create", "list", "show", "revoke", NULL};
+static const char *const order_verbs[] = {"list", "show", "review", NULL};
+
+static const struct noun nouns[] = {
+    {"merchant", merchant_verbs},
+    {"affiliate", merchant_verbs},
+    {"campaign", campaign_verbs},
+    {"link", link_verbs},
+    {"key", key_verbs},
+    {"order", order_verbs},
+};
+
+/* One call and its rows. `subject` is the field that an argument without an option stands for. */
+static int
+control_run(struct config *config, const char *function, const char *subject, bool list, int argc, char **argv)
+{
+    struct control_args args;
+    PGconn *conn = NULL;
+    json_t *rows = NULL;
+    int code = COMMAND_USAGE;
+
+    if (!control_parse(&args, argc, argv) || !control_operand_field(&args, subject)) {
+        control_args_free(&args);
+        return code;
+    }
+
+    code = COMMAND_FAILED;
+    conn = control_connect(config, "control");
+    if (conn != NULL) {
+        rows = control_call(conn, function, args.fields, &code);
+    }
+
+    if (rows != NULL) {
+        control_print(rows, subject, list, args.json);
+        code = control_flush();
+    }
+
+    json_decref(rows);
+    PQfinish(conn);
+    control_args_free(&args);
+    return code;
+}
+
+static const struct noun *
+control_find_noun(const char *name)
+{
+    for (size_t i = 0; i < sizeof(nouns) / sizeof(nouns[0]); i++) {
+        if (strcmp(nouns[i].name, name) == 0) {
+            return &nouns[i];
+        }
+    }
+
+    return NULL;
+}
+
+static int
+noun_command(struct config *config, int argc, char **argv)
+{
+    const struct noun *noun = control_find_noun(argv[0]);
+    const char *const *verb = noun->verbs;
+    char function[64];
+
+    while (argc > 1 && *verb != NULL && strcmp(*verb, argv[1]) != 0) {
+        verb++;
+    }
+
+    if (argc < 2 || *verb == NULL) {
+        fprintf(stderr, "affiliated %s: say what to do:", argv[0]);
+        for (verb = noun->verbs; *verb != NULL; verb++) {
+            fprintf(stderr, " %s", *verb);
+        }
+        fputc('\n', stderr);
+        return COMMAND_USAGE;
+    }
+
+    if (strcmp(noun->name, "key") == 0 && strcmp(*verb, "create") == 0) {
+        return key_create_command(config, argc - 2, argv + 2);
+    }
+
+    snprintf(function, sizeof(function), "%s_%s", noun->name, *verb);
+    return control_run(config, function, noun->name, strcmp(*verb, "list") == 0, argc - 2, argv + 2);
+}
+
+static int
+balance_command(struct config *config, int argc, char **argv)
+{
+    return control_run(config, "balance_list", "merchant", true, argc - 1, argv + 1);
+}
+
+static int
+audit_command(struct config *config, int argc, char **argv)
+{
+    struct control_args args;
+    struct pg_error error;
+    json_t *rows = json_array();
+    PGresult *result = NULL;
+    PGconn *conn;
+    int code = COMMAND_USAGE;
+
+    if (!control_parse(&args, argc - 1, argv + 1) || args.operands != 0 || json_object_size(args.fields) != 0) {
+        fprintf(stderr, "affiliated audit: takes nothing but --json\n");
+        control_args_free(&args);
+        json_decref(rows);
+        return code;
+    }
+
+    code = COMMAND_FAILED;
+    conn = control_connect(config, "audit");
+    if (conn != NULL) {
+        result = pg_query(conn, "select to_jsonb(a) from affiliate.audit() a", 0, NULL, 0, &error);
+        if (result == NULL) {
+            control_failed(&error);
+        }
+    }
+
+    for (int i = 0; result != NULL && i < PQntuples(result); i++) {
+        json_array_append_new(rows, json_loads(PQgetvalue(result, i, 0), JSON_DECODE_ANY, NULL));
+    }
+
+    if (result != NULL) {
+        control_print(rows, "invariant", true, args.json);
+        if (PQntuples(result) == 0 && !args.json) {
+            puts("the books hold");
+        }
+
+        code = PQntuples(result) == 0 ? control_flush() : COMMAND_FAILED;
+    }
+
+    PQclear(result);
+    PQfinish(conn);
+    control_args_free(&args);
+    json_decref(rows);
+    return code;
+}
+
+const struct command control_commands[] = {
+    {"status", status_command, "[--json|--prometheus]", "what the running daemon does"},
+    {"audit", audit_command, "[--json]", "prove the books; prints what is broken, exit code 1 if anything is"},
+    {"balance", balance_command, "[MERCHANT] [--affiliate N] [--owner WHOSE] [--json]", "what each account holds"},
+    {"merchant", noun_command, "create|list|show|update|suspend|activate [ID] [--name TEXT] [--host NAME]... [--json]",
+        "shops, and the hosts where their links may lead"},
+    {"campaign", noun_command,
+        "create|terms|list|show|update|suspend|activate [ID] [--merchant N] [--rate-basis-points N] [--hold SPAN] ...",
+        "what a merchant pays for; `terms` adds a version of its terms"},
+    {"affiliate", noun_command, "create|list|show|update|suspend|activate [ID] [--name TEXT] [--email TEXT] [--json]",
+        "who brings buyers and is paid for it"},
+    {"link", noun_command,
+        "create|list|show|update|pause|resume|remove [CODE] [--campaign N] [--affiliate N] [--url URL] ...",
+        "short links"},
+    {"key", noun_command, "create|list|show|revoke [KEY] [--merchant N] [--livemode true|false] [--label TEXT] [--json]",
+        "keys that merchants sign with; `create` prints the secret, once"},
+    {"order", noun_command, "list|show|review [ORDER] --merchant N [--decision accept|reject --reason TEXT] [--json]",
+        "orders: facts, state and its reason, timeline, transfers"},
+    {"dead-letters", dead_letters_command, "list|show|replay [ID]... [--reason REASON] [--json]",
+        "records that could not be applied; `replay` applies them once what was wrong is put right"},
+    {"dump", dump_command, "FILE... | --stream NAME [--from ID] [--to ID] [--count N]",
+        "records in segments of the spool, or in a stream, a line of JSON each"},
+    {NULL, NULL, NULL, NULL},
+};

@@ -1,0 +1,129 @@
+/*
+ * The configuration: an INI file read through one typed table (config.c), from which `-t` and the documentation come,
+ * too. A loaded configuration never changes; a reload makes a new one, and who still uses the old one holds it.
+ */
+
+#ifndef AFFILIATED_CONFIG_H
+#define AFFILIATED_CONFIG_H
+
+#include "protocol/keyring.h"
+#include "worker/log.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+
+#define CONFIG_PATH         "/etc/affiliated/affiliated.conf"
+#define CONFIG_LIST_MAX     16
+#define CONFIG_FILE_MAX     (256 * 1024)
+#define CONFIG_SECRET_MAX   4096
+#define CONFIG_STREAMS_MAX  64
+#define CONFIG_ERROR_MAX    512
+#define CONFIG_KEY_FILE_MAX 8192
+
+struct config_list {
+    unsigned count;
+    char *items[CONFIG_LIST_MAX];
+};
+
+/* Durations are in milliseconds, sizes in bytes. Strings are owned by the configuration, never NULL (empty if unset). */
+struct config {
+    atomic_uint references;
+    char *path; /* the file it came from */
+
+    struct {
+        struct config_list roles;
+        char *consumer; /* stable name of this daemon in the consumer groups */
+        char *status_socket;
+        int64_t replay_window;
+        int64_t claim_idle;
+        int64_t retry_min;
+        int64_t retry_max;
+        int64_t stall_limit;
+        int64_t shutdown_timeout;
+    } run;
+
+    struct {
+        char *conninfo;
+        char *password; /* content of password_file; empty if there is none */
+        char *password_file;
+        int64_t connect_timeout;
+        int64_t tcp_user_timeout;
+        int64_t keepalives_idle;
+        int64_t lock_timeout;
+    } postgres;
+
+    struct {
+        struct config_list address;
+        char *user;
+        char *password; /* content of password_file; empty if there is none */
+        char *password_file;
+        int64_t db;
+        int64_t connect_timeout;
+        int64_t timeout;
+        int64_t streams;
+    } redis;
+
+    struct {
+        char *file; /* path, resolved; read it with config_read_keys() */
+    } keys;
+
+    struct {
+        int64_t threads;
+        int64_t batch_bytes;
+        int64_t batch_delay;
+    } clicks;
+
+    struct {
+        int64_t batch_bytes;
+        int64_t batch_delay;
+        int64_t resolve_interval;
+        int64_t resolve_batch;
+    } conversions;
+
+    struct {
+        int64_t interval;
+        int64_t batch;
+    } holds;
+
+    struct {
+        int64_t ahead;     /* days */
+        int64_t retention; /* days; 0 = for ever */
+        int64_t interval;
+    } partitions;
+
+    struct {
+        int64_t interval;
+        int64_t batch;
+    } projection;
+
+    struct {
+        int64_t format; /* enum log_format */
+        int64_t level;  /* enum log_level */
+    } log;
+};
+
+/*
+ * Reads `path`. Every mistake is printed to `errors` as "file:line: what and why"; NULL if there was one. The caller
+ * holds one reference.
+ */
+struct config *config_load(const char *path, FILE *errors);
+
+struct config *config_hold(struct config *config);
+void config_release(struct config *config); /* secrets are wiped with the last reference */
+
+/* Reads and parses the key file. On failure `error` (CONFIG_ERROR_MAX bytes) says why. Wipe the ring after use. */
+bool config_read_keys(const struct config *config, struct aff_keyring *ring, char *error);
+
+/* --roles: replaces run.roles before the configuration is shared. Prints what is wrong with `text`, then false. */
+bool config_override_roles(struct config *config, const char *text);
+
+/* Prints the table as an INI file: every setting with its help, default and bounds. */
+void config_print_defaults(FILE *out);
+
+/*
+ * Settings of `new` that only take effect at a restart get `old`'s values; those that differed are named to `out`, one a
+ * line. Before `new` is shared.
+ */
+void config_carry_over(const struct config *old, struct config *new, FILE *out);
+
+#endif

@@ -1,0 +1,68 @@
+/* Partitions: those of the coming days exist ahead of time, those beyond retention go. Safe beside other daemons. */
+
+#include "worker/role.h"
+
+#include <string.h>
+
+static bool
+partitions_maintain(struct role *role, PGconn *pg)
+{
+    struct pg_error error;
+    char ahead[24], retention[24];
+    const char *values[] = {ahead, retention};
+    PGresult *result;
+
+    snprintf(ahead, sizeof(ahead), "%lld", (long long) role->config->partitions.ahead);
+    snprintf(retention, sizeof(retention), "%lld", (long long) role->config->partitions.retention);
+    result = pg_query(pg, "select action, relation from affiliate.maintain_partitions($1::integer, $2::integer)", 2,
+        values, 0, &error);
+    if (result == NULL) {
+        return role_failed_pg(role, "maintaining partitions", &error);
+    }
+
+    for (int i = 0; i < PQntuples(result); i++) {
+        const char *action = PQgetvalue(result, i, 0);
+
+        log_info("%s %s", action, PQgetvalue(result, i, 1));
+        if (strcmp(action, "created") == 0) {
+            role_count(role, COUNTER_CREATED, 1);
+        } else if (strcmp(action, "dropped") == 0) {
+            role_count(role, COUNTER_DROPPED, 1);
+        }
+    }
+
+    PQclear(result);
+    role_count(role, COUNTER_TRANSACTIONS, 1);
+    return true;
+}
+
+/* A connection for each turn: there is an hour between two. */
+static bool
+partitions_serve(struct role *role)
+{
+    while (!role_should_end(role)) {
+        struct pg_error error;
+        PGconn *pg = pg_connect(role->config, role->name, &error);
+        bool ok;
+
+        if (pg == NULL) {
+            return role_failed_pg(role, "connecting", &error);
+        }
+
+        ok = partitions_maintain(role, pg);
+        PQfinish(pg);
+        if (!ok) {
+            return false;
+        }
+
+        role_up(role);
+        role_wait(role, role->config->partitions.interval, -1);
+    }
+
+    return true;
+}
+
+const struct role_kind partitions_role = {.name = "partitions",
+    .serve = partitions_serve,
+    .counters = 1ULL << COUNTER_TRANSACTIONS | 1ULL << COUNTER_CREATED | 1ULL << COUNTER_DROPPED |
+                1ULL << COUNTER_FAILURES};

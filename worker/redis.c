@@ -1,0 +1,318 @@
+#include "worker/redis.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct timeval
+redis_timeval(int64_t ms)
+{
+    return (struct timeval){.tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000};
+}
+
+void
+redis_close(struct redis *redis)
+{
+    if (redis->context != NULL) {
+        redisFree(redis->context);
+        redis->context = NULL;
+    }
+
+    redis->pending = 0;
+}
+
+/* Notes why the connection is of no more use, and closes it. */
+static void
+redis_lost(struct redis *redis)
+{
+    const char *reason = redis->context == NULL ? "not connected" : redis->context->errstr;
+
+    /* A receive time-out shows as EAGAIN. */
+    if (redis->context != NULL && redis->context->err == REDIS_ERR_IO && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        reason = "no answer in time";
+    }
+
+    log_flatten(redis->error, sizeof(redis->error), reason);
+    redis_close(redis);
+}
+
+static bool
+redis_succeeds(redisReply *reply)
+{
+    bool ok = reply != NULL;
+
+    if (ok) {
+        freeReplyObject(reply);
+    }
+
+    return ok;
+}
+
+static bool
+redis_is_master(struct redis *redis)
+{
+    redisReply *reply = redis_command(redis, "ROLE");
+    bool ok;
+
+    if (reply == NULL) {
+        return false;
+    }
+
+    ok = reply->type == REDIS_REPLY_ARRAY && reply->elements > 0 && reply->element[0]->type == REDIS_REPLY_STRING &&
+         strcmp(reply->element[0]->str, "master") == 0;
+    if (!ok) {
+        snprintf(redis->error, sizeof(redis->error), "it is a replica");
+    }
+
+    freeReplyObject(reply);
+    return ok;
+}
+
+static bool
+redis_login(struct redis *redis, const struct config *config)
+{
+    redisReply *reply;
+
+    if (config->redis.password[0] != '\0') {
+        reply = config->redis.user[0] != '\0'
+                    ? redis_command(redis, "AUTH %s %s", config->redis.user, config->redis.password)
+                    : redis_command(redis, "AUTH %s", config->redis.password);
+        if (!redis_succeeds(reply)) {
+            return false;
+        }
+    }
+
+    if (config->redis.db != 0 &&
+        !redis_succeeds(redis_command(redis, "SELECT %lld", (long long) config->redis.db))) {
+        return false;
+    }
+
+    return redis_is_master(redis);
+}
+
+static redisContext *
+redis_open(const char *address, struct timeval timeout)
+{
+    char host[256];
+    const char *colon;
+    size_t len;
+
+    if (strncmp(address, "unix:", 5) == 0) {
+        return redisConnectUnixWithTimeout(address + 5, timeout);
+    }
+
+    colon = strrchr(address, ':');
+    len = (size_t) (colon - address);
+    if (len >= 2 && address[0] == '[' && address[len - 1] == ']') {
+        address++;
+        len -= 2;
+    }
+
+    snprintf(host, sizeof(host), "%.*s", (int) len, address);
+    return redisConnectWithTimeout(host, atoi(colon + 1), timeout);
+}
+
+bool
+redis_connect(struct redis *redis, const struct config *config)
+{
+    char reasons[CONFIG_ERROR_MAX];
+    size_t len = 0;
+
+    redis_close(redis);
+
+    for (unsigned i = 0; i < config->redis.address.count; i++) {
+        const char *address = config->redis.address.items[i];
+
+        redis->context = redis_open(address, redis_timeval(config->redis.connect_timeout));
+        if (redis->context == NULL) {
+            snprintf(redis->error, sizeof(redis->error), "out of memory");
+        } else if (redis->context->err != 0 ||
+                   redisSetTimeout(redis->context, redis_timeval(config->redis.timeout)) != REDIS_OK) {
+            redis_lost(redis);
+        } else {
+            if (strncmp(address, "unix:", 5) != 0) {
+                redisEnableKeepAlive(redis->context);
+            }
+
+            /* Batches are large and come one after the other: keep the reader's buffer. */
+            redis->context->reader->maxbuf = 0;
+            if (redis_login(redis, config)) {
+                return true;
+            }
+        }
+
+        redis_close(redis);
+        if (len < sizeof(reasons)) {
+            len += (size_t) snprintf(
+                reasons + len, sizeof(reasons) - len, "%s%s: %s", len == 0 ? "" : "; ", address, redis->error);
+        }
+    }
+
+    snprintf(redis->error, sizeof(redis->error), "%s", reasons);
+    return false;
+}
+
+/* Turns an error reply into NULL and `error`. */
+static redisReply *
+redis_judge(struct redis *redis, redisReply *reply)
+{
+    if (reply == NULL) {
+        redis_lost(redis);
+        return NULL;
+    }
+
+    if (reply->type == REDIS_REPLY_ERROR) {
+        log_flatten(redis->error, sizeof(redis->error), reply->str);
+        freeReplyObject(reply);
+        return NULL;
+    }
+
+    return reply;
+}
+
+redisReply *
+redis_command(struct redis *redis, const char *format, ...)
+{
+    va_list args;
+    redisReply *reply;
+
+    if (redis->context == NULL) {
+        redis_lost(redis);
+        return NULL;
+    }
+
+    va_start(args, format);
+    reply = redisvCommand(redis->context, format, args);
+    va_end(args);
+    return redis_judge(redis, reply);
+}
+
+redisReply *
+redis_command_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths)
+{
+    if (redis->context == NULL) {
+        redis_lost(redis);
+        return NULL;
+    }
+
+    return redis_judge(redis, redisCommandArgv(redis->context, argc, argv, lengths));
+}
+
+bool
+redis_append(struct redis *redis, const char *format, ...)
+{
+    va_list args;
+    int result = REDIS_ERR;
+
+    if (redis->context != NULL) {
+        va_start(args, format);
+        result = redisvAppendCommand(redis->context, format, args);
+        va_end(args);
+    }
+
+    if (result != REDIS_OK) {
+        redis_lost(redis);
+        return false;
+    }
+
+    redis->pending++;
+    return true;
+}
+
+bool
+redis_append_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths)
+{
+    if (redis->context == NULL || redisAppendCommandArgv(redis->context, argc, argv, lengths) != REDIS_OK) {
+        redis_lost(redis);
+        return false;
+    }
+
+    redis->pending++;
+    return true;
+}
+
+bool
+redis_collect(struct redis *redis)
+{
+    bool ok = true;
+
+    while (redis->pending > 0) {
+        void *reply = NULL;
+
+        if (redis->context == NULL || redisGetReply(redis->context, &reply) != REDIS_OK) {
+            redis_lost(redis);
+            return false;
+        }
+
+        redis->pending--;
+        reply = redis_judge(redis, reply);
+        if (reply == NULL) {
+            ok = false;
+        } else {
+            freeReplyObject(reply);
+        }
+    }
+
+    return ok;
+}
+
+bool
+redis_run_id(struct redis *redis, char *run_id)
+{
+    redisReply *reply = redis_command(redis, "INFO server");
+    const char *line;
+
+    if (reply == NULL) {
+        return false;
+    }
+
+    line = reply->type == REDIS_REPLY_STRING ? strstr(reply->str, "run_id:") : NULL;
+    if (line == NULL) {
+        snprintf(redis->error, sizeof(redis->error), "INFO server tells no run_id");
+    } else {
+        line += strlen("run_id:");
+        snprintf(run_id, REDIS_RUN_ID_MAX, "%.*s", (int) strcspn(line, "\r\n"), line);
+    }
+
+    freeReplyObject(reply);
+    return line != NULL;
+}
+
+int64_t
+redis_time_ms(struct redis *redis)
+{
+    redisReply *reply = redis_command(redis, "TIME");
+    int64_t now = -1;
+
+    if (reply == NULL) {
+        return -1;
+    }
+
+    if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2) {
+        now = strtoll(reply->element[0]->str, NULL, 10) * 1000 + strtoll(reply->element[1]->str, NULL, 10) / 1000;
+    }
+
+    freeReplyObject(reply);
+    return now;
+}
+
+int64_t
+redis_id_ms(const char *id)
+{
+    return strtoll(id, NULL, 10);
+}
+
+int
+redis_id_compare(const char *a, const char *b)
+{
+    char *rest_a, *rest_b;
+    unsigned long long x = strtoull(a, &rest_a, 10), y = strtoull(b, &rest_b, 10);
+
+    if (x == y) {
+        x = *rest_a == '-' ? strtoull(rest_a + 1, NULL, 10) : 0;
+        y = *rest_b == '-' ? strtoull(rest_b + 1, NULL, 10) : 0;
+    }
+
+    return x < y ? -1 : x > y;
+}

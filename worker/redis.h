@@ -1,0 +1,48 @@
+/*
+ * Redis through hiredis, blocking, one connection a role. Any error of the connection closes it: what a late reply
+ * belongs to can't be known any more.
+ */
+
+#ifndef AFFILIATED_REDIS_H
+#define AFFILIATED_REDIS_H
+
+#include "worker/config.h"
+
+#include <hiredis.h>
+
+#define REDIS_RUN_ID_MAX 64
+
+struct redis {
+    redisContext *context; /* NULL when not connected */
+    unsigned pending;      /* appended commands whose replies were not read yet */
+    char error[CONFIG_ERROR_MAX];
+};
+
+/* Tries each address in turn until one answers as a master. False with `error` set if none does. */
+bool redis_connect(struct redis *redis, const struct config *config);
+void redis_close(struct redis *redis);
+
+/*
+ * One command and its reply, which the caller frees. NULL on an error; `error` then holds what the server said (the
+ * connection stays open), or why it is gone (context is NULL).
+ */
+redisReply *redis_command(struct redis *redis, const char *format, ...);
+redisReply *redis_command_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths);
+
+/* A pipeline: append commands, then collect. An error reply among them makes redis_collect() false. */
+bool redis_append(struct redis *redis, const char *format, ...);
+bool redis_append_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths);
+bool redis_collect(struct redis *redis);
+
+/* Changes with every start of the server. `run_id` has REDIS_RUN_ID_MAX bytes. */
+bool redis_run_id(struct redis *redis, char *run_id);
+
+/* The server's clock, unix milliseconds; negative on an error. */
+int64_t redis_time_ms(struct redis *redis);
+
+/* Milliseconds inside a stream id "ms-seq". */
+int64_t redis_id_ms(const char *id);
+/* Order of two stream ids, like strcmp(). */
+int redis_id_compare(const char *a, const char *b);
+
+#endif
