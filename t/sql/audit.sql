@@ -1,0 +1,68 @@
+-- The audit sees each corruption that is planted.
+
+\ir support/fixture.psql
+
+select plan(22);
+
+select pg_temp.click(1) \g /dev/null
+select pg_temp.stage(jsonb_build_object('order', n, 'status', 'approved', 'amount', 10000, 'key', 'k' || n,
+    'at', now() - case when n = 'released' then interval '2 hours' else interval '10 minutes' end,
+    'click', pg_temp.click_id(1, now() - interval '3 hours')))
+  from unnest('{released,held,refunded}'::text[]) n \g /dev/null
+select pg_temp.apply() \g /dev/null
+select pg_temp.report(jsonb_build_object('order', 'refunded', 'status', 'refunded', 'amount', 1000,
+    'click', pg_temp.click_id(1, now() - interval '3 hours'))) \g /dev/null
+select pg_temp.report(jsonb_build_object('order', 'waits', 'status', 'pending', 'amount', 1000,
+    'click', pg_temp.click_id(2, now() - interval '3 hours'))) \g /dev/null
+select affiliate.release_holds(10) \g /dev/null
+select is_empty($$ select pg_temp.audit() $$, 'the books are right to begin with');
+
+-- Does the damage, asks the audit, and undoes it.
+create function pg_temp.sees(p_damage text, p_invariant text)
+returns text
+language plpgsql
+as $$
+declare
+    seen text[];
+begin
+    begin
+        execute p_damage;
+        select array_agg(distinct a.invariant) into seen from affiliate.audit() a;
+        raise exception using errcode = 'UE001';
+    exception when sqlstate 'UE001' then
+        null;
+    end;
+    return is(p_invariant = any (coalesce(seen, '{}')), true, format('%s: %s', p_invariant, p_damage));
+end
+$$;
+
+select pg_temp.sees(damage, invariant)
+  from (values
+           ('update affiliate.account set credits_minor = credits_minor + 1 where owner = ''affiliate'' and kind = ''pending''',
+            'balances sum to zero'),
+           ('update affiliate.account set credits_minor = credits_minor + 1, debits_minor = debits_minor + 1 where kind = ''payable''',
+            'account is the sum of its transfers'),
+           ('update affiliate.transfer set amount_minor = amount_minor + 1 where cause_kind = 1 and code = 1',
+            'posted is the position'),
+           ('delete from affiliate.transfer where cause_kind = 1 and code = 2', 'posted is the position'),
+           ('update affiliate.transfer set currency = ''USD'' where code = 1', 'transfer stays in its mode and currency'),
+           ('update affiliate.transfer set livemode = false where code = 1', 'transfer stays in its mode and currency'),
+           ('update affiliate.transfer set cause_id = -5 where cause_kind = 2 and code = 11', 'transfer has a cause'),
+           ('update affiliate.transfer set cause_revision = 99 where code = 3', 'transfer has a cause'),
+           ('update affiliate.release set commission_minor = commission_minor + 1', 'release is the sum of its orders'),
+           ('delete from affiliate.transfer where code = 13', 'release is posted'),
+           ('update affiliate.release set released_at = now() - interval ''1 day''', 'released only when due'),
+           ('update affiliate.release_item set release_id = -1', 'released item has a release and an order'),
+           ('update affiliate.transfer set amount_minor = 999999 where code = 3', 'reversed at most what was earned'),
+           ('delete from affiliate.hold', 'held is what waits'),
+           ('update affiliate.order_fact set amount_minor = amount_minor + 10', 'facts are what the conversions say'),
+           ('update affiliate.order_fact set posted_commission_minor = 1', 'order remembers what is posted'),
+           ('update affiliate.order_fact set outcome = ''rejected'', problem = ''bot_click''', 'outcome follows from the facts'),
+           ('delete from affiliate.waiting', 'waiting conversion is waited for'),
+           ('update affiliate.click set livemode = false', 'livemode never mixes'),
+           ('update affiliate.inbox set records = records + 1 where channel = 2', 'batch is accounted for'),
+           ('update affiliate.conversion set record = 1', 'batch is applied exactly once')
+       ) as t(damage, invariant);
+
+select * from finish();
+rollback;
