@@ -1,0 +1,19 @@
+# Every fuzz target over its committed seeds, under the sanitizers.
+
+use strict;
+use warnings;
+
+use Affiliated::Test;
+
+my $top = $Affiliated::Test::TOP;
+my $t = Affiliated::Test->new;
+
+for my $target (sort map { m{([^/]+)\.c$} } glob "$top/t/fuzz/*.c") {
+    next if $target eq 'replay' || $target eq 'make_seeds';
+    my ($code, $out, $err) = $t->run("$top/build/t/replay/$target", "$top/t/fuzz/seeds/$target");
+    my @seeds = $out =~ /^ok /mg;
+
+    ok($code == 0 && @seeds > 0, "$target: " . @seeds . ' seeds') or diag($out . $err);
+}
+
+done_testing();
