@@ -93,4 +93,6 @@ vacuum analyze affiliate.click;
 set client_min_messages = notice;
 call pg_temp.measure(1, 'conversions applied, new orders, pending');
 call pg_temp.measure(2, 'conversions applied, approval of known orders');
+\pset tuples_only on
+\pset format unaligned
 select format('%-44s %s', 'broken invariants', count(*)) from affiliate.audit();
