@@ -31,7 +31,6 @@ PKG_LIBS   = $(shell pkg-config --libs $(PKGS))
 
 MODULE   := $(BUILD)/ngx_http_affiliate_module.so
 DAEMON   := $(BUILD)/affiliated
-MODULE_DEPS := config $(wildcard ngx_module/*.[ch]) $(PROTOCOL_SRCS) $(wildcard protocol/*.h)
 SQL      := $(sort $(wildcard sql/*.sql))
 UNITS    := $(patsubst t/unit/%.c,$(BUILD)/t/unit/%,$(wildcard t/unit/*.c))
 FUZZERS  := $(filter-out replay make_seeds,$(patsubst t/fuzz/%.c,%,$(wildcard t/fuzz/*.c)))
@@ -53,27 +52,27 @@ NGINX_DIR   := /usr/share/nginx/src
 NGINX_FLAGS  = $$(. $(NGINX_DIR)/conf_flags; printf "%q " "$${NGX_CONF_FLAGS[@]}")
 endif
 
-# $(1) build directory, $(2) compiler flags, $(3) linker flags
-define build_module
-	@mkdir -p $(1)
-	@cd $(NGINX_DIR) && bash -c 'flags=($(NGINX_FLAGS)); \
-	    ./configure "$${flags[@]}" --with-cc-opt="$(2) -fPIC -D_FORTIFY_SOURCE=2" --with-ld-opt="$(3) -Wl,-z,relro -Wl,-z,now" \
-	    --add-dynamic-module=$(TOP) --builddir=$(TOP)/$(1)' > $(TOP)/$(1)/configure.log \
-	    || { tail -20 $(TOP)/$(1)/configure.log; exit 1; }
-	$(MAKE) --no-print-directory -s -C $(NGINX_DIR) -f $(TOP)/$(1)/Makefile modules
+# The generated makefile knows the sources by name: made again when one comes or goes.
+MODULE_FILES := $(sort $(wildcard ngx_module/*.[ch] protocol/*.[ch]))
+$(shell mkdir -p $(BUILD); printf '%s\n' '$(MODULE_FILES)' | cmp -s - $(BUILD)/module.list || \
+    printf '%s\n' '$(MODULE_FILES)' > $(BUILD)/module.list)
+
+# $(1) build directory, $(2) compiler flags, $(3) linker flags. Two makes at once would spoil configure's probes: locked.
+define module
+$(1)/nginx/Makefile: config $(BUILD)/module.list
+	@mkdir -p $(1)/nginx
+	@cd $$(NGINX_DIR) && flock $(TOP)/$(1)/nginx.lock bash -c 'flags=($$(NGINX_FLAGS)); \
+	    ./configure "$$$${flags[@]}" --with-cc-opt="$(2) -fPIC -D_FORTIFY_SOURCE=2" \
+	    --with-ld-opt="$(3) -Wl,-z,relro -Wl,-z,now" --add-dynamic-module=$(TOP) --builddir=$(TOP)/$(1)/nginx' \
+	    > $(TOP)/$(1)/configure.log || { tail -20 $(TOP)/$(1)/configure.log; rm -f $(TOP)/$(1)/nginx/Makefile; exit 1; }
+
+$(1)/ngx_http_affiliate_module.so: $(1)/nginx/Makefile $(MODULE_FILES)
+	@flock $(1)/nginx.lock $$(MAKE) --no-print-directory -s -C $$(NGINX_DIR) -f $(TOP)/$(1)/nginx/Makefile modules
+	@cp $(1)/nginx/ngx_http_affiliate_module.so $$@.part && mv $$@.part $$@
 endef
 
-$(BUILD)/nginx/ngx_http_affiliate_module.so: $(MODULE_DEPS)
-	$(call build_module,$(BUILD)/nginx,$(OPT),)
-
-$(MODULE): $(BUILD)/nginx/ngx_http_affiliate_module.so
-	cp $< $@
-
-$(BUILD)/asan/nginx/ngx_http_affiliate_module.so: $(MODULE_DEPS)
-	$(call build_module,$(BUILD)/asan/nginx,-O1 -g -DNGX_DEBUG_PALLOC=1 $(ASAN),$(ASAN))
-
-$(BUILD)/asan/ngx_http_affiliate_module.so: $(BUILD)/asan/nginx/ngx_http_affiliate_module.so
-	cp $< $@
+$(eval $(call module,$(BUILD),$(OPT),))
+$(eval $(call module,$(BUILD)/asan,-O1 -g $(ASAN),$(ASAN)))
 
 # --- the daemon -------------------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ install: all
 	    $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
 	install -m 644 $(MODULE) $(DESTDIR)$(PREFIX)/lib/nginx/modules/
 	install -m 755 $(DAEMON) $(DESTDIR)$(PREFIX)/sbin/
-	sed 's|@sbindir@|$(PREFIX)/sbin|g' conf.examples/affiliated.service \
+	sed 's|/usr/sbin/|$(PREFIX)/sbin/|g' conf.examples/affiliated.service \
 	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/affiliated.service
 	install -m 644 conf.examples/affiliated.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/affiliated.conf
 	install -m 644 conf.examples/affiliated.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/affiliated.conf

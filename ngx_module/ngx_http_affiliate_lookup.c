@@ -781,7 +781,12 @@ ngx_http_affiliate_lookup_state(void *data, ngx_uint_t up)
     ngx_queue_t                  *q;
     ngx_http_affiliate_lookup_t  *lookup;
 
-    ngx_http_affiliate_stat_set(connected[NGX_HTTP_AFFILIATE_CONN_LOOKUP], up);
+    /* on a reload the slot is the next worker's already */
+
+    if (!ngx_exiting) {
+        ngx_http_affiliate_stat_set(
+            connected[NGX_HTTP_AFFILIATE_CONN_LOOKUP], up);
+    }
 
     if (!up) {
         ngx_http_affiliate_lookup_down_since = ngx_current_msec;
@@ -841,8 +846,10 @@ ngx_http_affiliate_lookup_subscribed(void *data, ngx_uint_t up)
 {
     ngx_http_affiliate_main_conf_t *amcf = data;
 
-    ngx_http_affiliate_stat_set(connected[NGX_HTTP_AFFILIATE_CONN_SUBSCRIBE],
-                                up);
+    if (!ngx_exiting) {
+        ngx_http_affiliate_stat_set(
+            connected[NGX_HTTP_AFFILIATE_CONN_SUBSCRIBE], up);
+    }
 
     if (up) {
         ngx_http_affiliate_stat_inc(

@@ -65,7 +65,6 @@ static ngx_int_t ngx_http_affiliate_log_handler(ngx_http_request_t *r);
 
 static ngx_int_t ngx_http_affiliate_init_zone(ngx_shm_zone_t *shm_zone,
     void *data);
-static ngx_int_t ngx_http_affiliate_init_module(ngx_cycle_t *cycle);
 static ngx_int_t ngx_http_affiliate_init_process(ngx_cycle_t *cycle);
 static void ngx_http_affiliate_exit_process(ngx_cycle_t *cycle);
 
@@ -344,7 +343,7 @@ ngx_module_t  ngx_http_affiliate_module = {
     ngx_http_affiliate_commands,           /* module directives */
     NGX_HTTP_MODULE,                       /* module type */
     NULL,                                  /* init master */
-    ngx_http_affiliate_init_module,        /* init module */
+    NULL,                                  /* init module */
     ngx_http_affiliate_init_process,       /* init process */
     NULL,                                  /* init thread */
     NULL,                                  /* exit thread */
@@ -391,9 +390,6 @@ static ngx_str_t  ngx_http_affiliate_cache_statuses[] = {
 
 ngx_http_affiliate_log_t  *ngx_http_affiliate_clicks;
 ngx_http_affiliate_log_t  *ngx_http_affiliate_conversions;
-
-/* The cycle whose logs and connections are open in this process. */
-static ngx_cycle_t        *ngx_http_affiliate_cycle;
 
 static u_char   ngx_http_affiliate_random_bytes[
                                            NGX_HTTP_AFFILIATE_RANDOM_BYTES];
@@ -688,34 +684,36 @@ failed:
 }
 
 
-static ngx_http_affiliate_main_conf_t *
-ngx_http_affiliate_configured(ngx_cycle_t *cycle)
-{
-    ngx_http_affiliate_main_conf_t  *amcf;
-
-    amcf = ngx_http_cycle_get_module_main_conf(cycle,
-                                               ngx_http_affiliate_module);
-
-    return (amcf && amcf->zone) ? amcf : NULL;
-}
-
-
 /*
- * Without a master, a reload replaces the configuration of a process that is
- * not begun anew: what is open belongs to the old one and is closed here.
+ * Gauges are a worker's own: those of one that was killed, and of workers that
+ * there are no more after a reload, are cleared by who comes next.
  */
 
-static ngx_int_t
-ngx_http_affiliate_init_module(ngx_cycle_t *cycle)
+static void
+ngx_http_affiliate_init_stats(ngx_cycle_t *cycle,
+    ngx_http_affiliate_main_conf_t *amcf)
 {
-    if (ngx_http_affiliate_cycle == NULL || ngx_process != NGX_PROCESS_SINGLE)
-    {
-        return NGX_OK;
+    size_t            offset;
+    ngx_int_t         i;
+    ngx_core_conf_t  *ccf;
+
+    i = ngx_worker % NGX_HTTP_AFFILIATE_SLOTS;
+    offset = offsetof(ngx_http_affiliate_stats_t, connected);
+
+    ngx_http_affiliate_stats = &amcf->stats[i];
+    ngx_memzero((u_char *) &amcf->stats[i] + offset,
+                sizeof(ngx_http_affiliate_stats_t) - offset);
+
+    if (ngx_worker != 0) {
+        return;
     }
 
-    ngx_http_affiliate_exit_process(ngx_http_affiliate_cycle);
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
 
-    return ngx_http_affiliate_init_process(cycle);
+    for (i = ccf->worker_processes; i < NGX_HTTP_AFFILIATE_SLOTS; i++) {
+        ngx_memzero((u_char *) &amcf->stats[i] + offset,
+                    sizeof(ngx_http_affiliate_stats_t) - offset);
+    }
 }
 
 
@@ -732,16 +730,17 @@ ngx_http_affiliate_init_process(ngx_cycle_t *cycle)
         return NGX_OK;
     }
 
-    amcf = ngx_http_affiliate_configured(cycle);
+    amcf = ngx_http_cycle_get_module_main_conf(cycle,
+                                               ngx_http_affiliate_module);
 
-    if (amcf == NULL) {
+    /* no http block, or loaded and not configured */
+
+    if (amcf == NULL || amcf->zone == NULL) {
         return NGX_OK;
     }
 
-    ngx_http_affiliate_cycle = cycle;
     ngx_http_affiliate_random_left = 0;
-    ngx_http_affiliate_stats =
-                       &amcf->stats[ngx_worker % NGX_HTTP_AFFILIATE_SLOTS];
+    ngx_http_affiliate_init_stats(cycle, amcf);
 
     if (amcf->redis.servers.nelts != 0
         && ngx_http_affiliate_lookup_init(cycle) != NGX_OK)
@@ -776,10 +775,6 @@ ngx_http_affiliate_init_process(ngx_cycle_t *cycle)
 static void
 ngx_http_affiliate_exit_process(ngx_cycle_t *cycle)
 {
-    if (ngx_http_affiliate_cycle == NULL) {
-        return;
-    }
-
     if (ngx_http_affiliate_clicks) {
         ngx_http_affiliate_ship_done();
     }
@@ -795,8 +790,6 @@ ngx_http_affiliate_exit_process(ngx_cycle_t *cycle)
         ngx_http_affiliate_spool_close(ngx_http_affiliate_conversions);
         ngx_http_affiliate_conversions = NULL;
     }
-
-    ngx_http_affiliate_cycle = NULL;
 }
 
 

@@ -45,6 +45,13 @@ typedef enum {
 } ngx_http_affiliate_redis_state_e;
 
 
+#if (HIREDIS_MAJOR >= 1)
+typedef size_t  ngx_http_affiliate_redis_elements_t;
+#else
+typedef int     ngx_http_affiliate_redis_elements_t;
+#endif
+
+
 /* A command in flight, in the order of sending. */
 typedef struct {
     ngx_queue_t                           queue;
@@ -112,6 +119,16 @@ static void ngx_http_affiliate_redis_connect(ngx_http_affiliate_redis_t *rd);
 static redisAsyncContext *ngx_http_affiliate_redis_open(ngx_addr_t *addr);
 static ngx_int_t ngx_http_affiliate_redis_attach(
     ngx_http_affiliate_redis_t *rd, redisAsyncContext *ac);
+static void ngx_http_affiliate_redis_guard(ngx_http_affiliate_redis_t *rd,
+    redisReader *reader);
+static ngx_uint_t ngx_http_affiliate_redis_expected(const redisReadTask *task);
+static void *ngx_http_affiliate_redis_create_string(const redisReadTask *task,
+    char *str, size_t len);
+static void *ngx_http_affiliate_redis_create_array(const redisReadTask *task,
+    ngx_http_affiliate_redis_elements_t elements);
+static void *ngx_http_affiliate_redis_create_integer(const redisReadTask *task,
+    long long value);
+static void *ngx_http_affiliate_redis_create_nil(const redisReadTask *task);
 static void ngx_http_affiliate_redis_keepalive(ngx_addr_t *addr, int fd);
 static void ngx_http_affiliate_redis_read_handler(ngx_event_t *rev);
 static void ngx_http_affiliate_redis_write_handler(ngx_event_t *wev);
@@ -150,6 +167,11 @@ static char *ngx_http_affiliate_redis_address(ngx_conf_t *cf,
     ngx_http_affiliate_redis_conf_t *rcf, ngx_str_t *value);
 static char *ngx_http_affiliate_redis_password(ngx_conf_t *cf,
     ngx_http_affiliate_redis_conf_t *rcf, ngx_str_t *name);
+
+
+/* Those of hiredis, and ours in front of them. */
+static redisReplyObjectFunctions  *ngx_http_affiliate_redis_objects;
+static redisReplyObjectFunctions   ngx_http_affiliate_redis_guarded;
 
 
 /* First words of errors that another time or another server may not give. */
@@ -526,7 +548,98 @@ ngx_http_affiliate_redis_attach(ngx_http_affiliate_redis_t *rd,
     ac->ev.delWrite = ngx_http_affiliate_redis_del_write;
     ac->ev.cleanup = ngx_http_affiliate_redis_cleanup;
 
+    if (!rd->subscribe) {
+        ngx_http_affiliate_redis_guard(rd, ac->c.reader);
+    }
+
     return NGX_OK;
+}
+
+
+/*
+ * hiredis asserts that somebody waits for each reply, and would abort the
+ * worker where a server sends one too many.  So the objects of replies are
+ * made through these functions, which refuse that one; to hiredis it is a
+ * lack of memory, and it closes.  Errors may come unasked, it knows them.
+ */
+
+static void
+ngx_http_affiliate_redis_guard(ngx_http_affiliate_redis_t *rd,
+    redisReader *reader)
+{
+    if (ngx_http_affiliate_redis_objects == NULL) {
+        ngx_http_affiliate_redis_objects = reader->fn;
+
+        ngx_http_affiliate_redis_guarded = *reader->fn;
+        ngx_http_affiliate_redis_guarded.createString =
+                                        ngx_http_affiliate_redis_create_string;
+        ngx_http_affiliate_redis_guarded.createArray =
+                                        ngx_http_affiliate_redis_create_array;
+        ngx_http_affiliate_redis_guarded.createInteger =
+                                       ngx_http_affiliate_redis_create_integer;
+        ngx_http_affiliate_redis_guarded.createNil =
+                                        ngx_http_affiliate_redis_create_nil;
+    }
+
+    reader->fn = &ngx_http_affiliate_redis_guarded;
+    reader->privdata = rd;
+}
+
+
+static ngx_uint_t
+ngx_http_affiliate_redis_expected(const redisReadTask *task)
+{
+    ngx_http_affiliate_redis_t  *rd;
+
+    rd = task->privdata;
+
+    if (task->parent != NULL || task->type == REDIS_REPLY_ERROR
+        || (rd->context && rd->context->replies.head != NULL))
+    {
+        return 1;
+    }
+
+    ngx_http_affiliate_redis_fail(rd, "reply to nothing",
+                                  sizeof("reply to nothing") - 1);
+    return 0;
+}
+
+
+static void *
+ngx_http_affiliate_redis_create_string(const redisReadTask *task, char *str,
+    size_t len)
+{
+    return ngx_http_affiliate_redis_expected(task)
+           ? ngx_http_affiliate_redis_objects->createString(task, str, len)
+           : NULL;
+}
+
+
+static void *
+ngx_http_affiliate_redis_create_array(const redisReadTask *task,
+    ngx_http_affiliate_redis_elements_t elements)
+{
+    return ngx_http_affiliate_redis_expected(task)
+           ? ngx_http_affiliate_redis_objects->createArray(task, elements)
+           : NULL;
+}
+
+
+static void *
+ngx_http_affiliate_redis_create_integer(const redisReadTask *task,
+    long long value)
+{
+    return ngx_http_affiliate_redis_expected(task)
+           ? ngx_http_affiliate_redis_objects->createInteger(task, value)
+           : NULL;
+}
+
+
+static void *
+ngx_http_affiliate_redis_create_nil(const redisReadTask *task)
+{
+    return ngx_http_affiliate_redis_expected(task)
+           ? ngx_http_affiliate_redis_objects->createNil(task) : NULL;
 }
 
 
@@ -560,7 +673,6 @@ ngx_http_affiliate_redis_keepalive(ngx_addr_t *addr, int fd)
 static void
 ngx_http_affiliate_redis_read_handler(ngx_event_t *rev)
 {
-    u_char                       byte;
     ngx_connection_t            *c;
     ngx_http_affiliate_redis_t  *rd;
 
@@ -576,20 +688,6 @@ ngx_http_affiliate_redis_read_handler(ngx_event_t *rev)
     }
 
     if (rd->context == NULL) {
-        return;
-    }
-
-    /*
-     * hiredis asserts that there is somebody for each reply; only errors are
-     * expected unasked ("-ERR max number of clients reached").
-     */
-
-    if (rd->context->replies.head == NULL
-        && !(rd->context->c.flags & REDIS_SUBSCRIBED)
-        && recv(c->fd, &byte, 1, MSG_PEEK) == 1 && byte != '-')
-    {
-        ngx_http_affiliate_redis_fail(rd, "reply to nothing",
-                                      sizeof("reply to nothing") - 1);
         return;
     }
 

@@ -202,6 +202,7 @@ struct ngx_http_affiliate_log_s {
     ngx_uint_t                       dropped;     /* since the last line */
     time_t                           complained;
     time_t                           warned;
+    time_t                           broken;
     unsigned                         wanted:1;
     unsigned                         failing:1;
     unsigned                         disk_failed:1;
@@ -267,6 +268,9 @@ static off_t ngx_http_affiliate_spool_used(int dir);
 static const char *ngx_http_affiliate_spool_create(
     ngx_http_affiliate_spool_conf_t *conf, ngx_http_affiliate_segment_t *seg,
     ngx_uint_t tries);
+static const char *ngx_http_affiliate_spool_allocate(
+    ngx_http_affiliate_spool_conf_t *conf, ngx_http_affiliate_segment_t *seg,
+    int dir, const char *name);
 static void ngx_http_affiliate_spool_in_place(int fd);
 static const char *ngx_http_affiliate_spool_map(
     ngx_http_affiliate_segment_t *seg);
@@ -297,6 +301,8 @@ static size_t ngx_http_affiliate_spool_segment_end(
 static void ngx_http_affiliate_spool_sync(ngx_http_affiliate_log_t *log);
 static void ngx_http_affiliate_spool_sync_run(void *data);
 static void ngx_http_affiliate_spool_sync_done(void *data);
+static void ngx_http_affiliate_spool_broken(ngx_http_affiliate_log_t *log,
+    ngx_http_affiliate_segment_t *seg, ngx_err_t err);
 static void ngx_http_affiliate_spool_writeback(ngx_http_affiliate_log_t *log);
 static void ngx_http_affiliate_spool_flush_handler(ngx_event_t *ev);
 static void ngx_http_affiliate_spool_group_handler(ngx_event_t *ev);
@@ -346,6 +352,7 @@ static char *ngx_http_affiliate_spool_parameter(ngx_conf_t *cf,
     ngx_http_affiliate_spool_conf_t *scf, ngx_str_t *value, ngx_str_t *threads);
 
 
+static const char  ngx_http_affiliate_spool_no_room[] = "max_size";
 static const char  ngx_http_affiliate_spool_used_mark[] = "AFSPUSED";
 static const char  ngx_http_affiliate_spool_free_mark[] = "AFSPFREE";
 
@@ -905,7 +912,6 @@ ngx_http_affiliate_spool_create(ngx_http_affiliate_spool_conf_t *conf,
     ngx_http_affiliate_segment_t *seg, ngx_uint_t tries)
 {
     int          dir;
-    off_t        used;
     u_char       temp[NGX_HTTP_AFFILIATE_SPOOL_PATH_LEN];
     u_char       name[NGX_HTTP_AFFILIATE_SPOOL_PATH_LEN];
     uint64_t     random;
@@ -921,7 +927,7 @@ ngx_http_affiliate_spool_create(ngx_http_affiliate_spool_conf_t *conf,
     failed = "getrandom()";
 
     if (getrandom(&random, sizeof(random), 0) != sizeof(random)) {
-        goto failed;
+        goto unlink;
     }
 
     ngx_sprintf(seg->name, "%016xL", random);
@@ -930,37 +936,8 @@ ngx_http_affiliate_spool_create(ngx_http_affiliate_spool_conf_t *conf,
 
     ngx_http_affiliate_spool_lock_dir(dir, tries);
 
-    used = ngx_http_affiliate_spool_used(dir);
-
-    if (used == -1) {
-        failed = "readdir()";
-        goto failed;
-    }
-
-    if (used + (off_t) seg->size > conf->max_size) {
-        failed = "max_size";
-        ngx_set_errno(NGX_ENOSPC);
-        goto failed;
-    }
-
-    seg->fd = openat(dir, (char *) temp, O_RDWR|O_CREAT|O_EXCL|O_CLOEXEC, 0600);
-
-    if (seg->fd == NGX_INVALID_FILE) {
-        failed = "open()";
-        goto failed;
-    }
-
-    if (flock(seg->fd, LOCK_EX|LOCK_NB) == -1) {
-        failed = "flock()";
-        goto unlink;
-    }
-
-    ngx_http_affiliate_spool_in_place(seg->fd);
-
-    err = posix_fallocate(seg->fd, 0, (off_t) seg->size);
-    if (err) {
-        failed = "posix_fallocate()";
-        ngx_set_errno(err);
+    failed = ngx_http_affiliate_spool_allocate(conf, seg, dir, (char *) temp);
+    if (failed) {
         goto unlink;
     }
 
@@ -987,25 +964,64 @@ unlink:
 
     err = ngx_errno;
 
-    (void) unlinkat(dir, (char *) temp, 0);
-
     if (seg->map) {
         (void) munmap(seg->map, seg->size);
         seg->map = NULL;
     }
 
-    (void) close(seg->fd);
-    seg->fd = NGX_INVALID_FILE;
+    if (seg->fd != NGX_INVALID_FILE) {
+        (void) unlinkat(dir, (char *) temp, 0);
+        (void) close(seg->fd);
+        seg->fd = NGX_INVALID_FILE;
+    }
 
-    ngx_set_errno(err);
-
-failed:
-
-    err = ngx_errno;
     (void) close(dir);
     ngx_set_errno(err);
 
     return failed;
+}
+
+
+/* The file itself, if there is room for it; seg->fd may be left open. */
+
+static const char *
+ngx_http_affiliate_spool_allocate(ngx_http_affiliate_spool_conf_t *conf,
+    ngx_http_affiliate_segment_t *seg, int dir, const char *name)
+{
+    off_t      used;
+    ngx_err_t  err;
+
+    used = ngx_http_affiliate_spool_used(dir);
+
+    if (used == -1) {
+        return "readdir()";
+    }
+
+    if (used + (off_t) seg->size > conf->max_size) {
+        ngx_set_errno(NGX_ENOSPC);
+        return ngx_http_affiliate_spool_no_room;
+    }
+
+    seg->fd = openat(dir, name, O_RDWR|O_CREAT|O_EXCL|O_CLOEXEC, 0600);
+
+    if (seg->fd == NGX_INVALID_FILE) {
+        return "open()";
+    }
+
+    if (flock(seg->fd, LOCK_EX|LOCK_NB) == -1) {
+        return "flock()";
+    }
+
+    ngx_http_affiliate_spool_in_place(seg->fd);
+
+    err = posix_fallocate(seg->fd, 0, (off_t) seg->size);
+
+    if (err) {
+        ngx_set_errno(err);
+        return "posix_fallocate()";
+    }
+
+    return NULL;
 }
 
 
@@ -1052,6 +1068,7 @@ static const char *
 ngx_http_affiliate_spool_populate(ngx_http_affiliate_segment_t *seg)
 {
     size_t            i;
+    u_char            byte;
     volatile u_char  *p;
 
 #ifdef MADV_POPULATE_WRITE
@@ -1071,7 +1088,8 @@ ngx_http_affiliate_spool_populate(ngx_http_affiliate_segment_t *seg)
     p = seg->map;
 
     for (i = 0; i < seg->size; i += ngx_pagesize) {
-        p[i] = p[i];
+        byte = p[i];
+        p[i] = byte;
     }
 
     return NULL;
@@ -1291,16 +1309,16 @@ ngx_http_affiliate_spool_prepare_run(void *data)
 
         /*
          * The header is on disk before the first record is: a page of records
-         * behind the header of a former life would be lost.
+         * behind the header of a former life would be lost.  On a disk that
+         * fails, the page cache and Redis still hold records.
          */
 
         if (fdatasync(seg->fd) == -1) {
-            pr->failed = "fdatasync()";
+            seg->broken = 1;
             pr->err = ngx_errno;
-            return;
         }
 
-        if (!seg->linked) {
+        if (!seg->broken && !seg->linked) {
             dir = ngx_http_affiliate_spool_open_dir(log->conf);
 
             if (dir != -1) {
@@ -1337,6 +1355,10 @@ ngx_http_affiliate_spool_prepare_done(void *data)
         log->ready = seg;
         log->failing = 0;
 
+        if (seg->broken) {
+            ngx_http_affiliate_spool_broken(log, seg, pr->err);
+        }
+
         if (log->active == NULL) {
             (void) ngx_http_affiliate_spool_rotate(log);
         }
@@ -1350,7 +1372,7 @@ ngx_http_affiliate_spool_prepare_done(void *data)
         log->warned = ngx_time();
         level = log->active ? NGX_LOG_WARN : NGX_LOG_ERR;
 
-        if (ngx_strcmp(pr->failed, "max_size") == 0) {
+        if (pr->failed == ngx_http_affiliate_spool_no_room) {
             ngx_log_error(level, ngx_cycle->log, 0,
                           "affiliate spool \"%V\" has reached max_size=%O, "
                           "no new segment for %s", &log->conf->path->name,
@@ -1529,18 +1551,32 @@ ngx_http_affiliate_spool_housekeep_handler(ngx_event_t *ev)
 
     log = ev->data;
 
+    if (log->ready && log->ready->broken) {
+        /* the disk may have been repaired */
+        ngx_http_affiliate_spool_dispose(log->conf, &log->dispose, log->ready);
+        log->ready = NULL;
+        log->failing = 1;
+    }
+
     if (log->failing || log->active == NULL) {
         ngx_http_affiliate_spool_prepare(log);
     }
 
-    /* an old segment of a quiet site is closed, so that its space is freed */
+    /*
+     * An old segment of a quiet site is closed, so that its space is freed;
+     * a broken one, so that the disk is tried again.
+     */
 
     if (log->active
         && (log->active->nbatches || log->records)
-        && ngx_http_affiliate_spool_now() - log->active->made
-           > NGX_HTTP_AFFILIATE_SPOOL_AGE)
+        && (log->active->broken
+            || ngx_http_affiliate_spool_now() - log->active->made
+               > NGX_HTTP_AFFILIATE_SPOOL_AGE))
     {
         (void) ngx_http_affiliate_spool_rotate(log);
+
+    } else if (log->active && log->active->broken) {
+        ngx_http_affiliate_spool_prepare(log);
     }
 
     /* sealed segments need no room for batches to come */
@@ -1705,13 +1741,7 @@ ngx_http_affiliate_spool_sync_done(void *data)
              * said to be on disk, and records go to another one.
              */
 
-            seg->broken = 1;
-            log->disk_failed = 1;
-
-            ngx_log_error(NGX_LOG_CRIT, ngx_cycle->log, sync->err[i],
-                          "affiliate spool: fdatasync() of \"%V/%s%s\" failed",
-                          &log->conf->path->name, seg->name,
-                          NGX_HTTP_AFFILIATE_SPOOL_SUFFIX);
+            ngx_http_affiliate_spool_broken(log, seg, sync->err[i]);
 
             if (seg == log->active) {
                 log->end = log->pos;
@@ -1729,6 +1759,27 @@ ngx_http_affiliate_spool_sync_done(void *data)
     if (!ngx_queue_empty(&log->waiters)) {
         ngx_http_affiliate_spool_sync(log);
     }
+}
+
+
+static void
+ngx_http_affiliate_spool_broken(ngx_http_affiliate_log_t *log,
+    ngx_http_affiliate_segment_t *seg, ngx_err_t err)
+{
+    seg->broken = 1;
+    log->disk_failed = 1;
+
+    if (ngx_time() - log->broken < NGX_HTTP_AFFILIATE_SPOOL_LOG) {
+        return;
+    }
+
+    log->broken = ngx_time();
+
+    ngx_log_error(NGX_LOG_CRIT, ngx_cycle->log, err,
+                  "affiliate spool: fdatasync() of \"%V/%s%s\" failed, %s are "
+                  "held by memory and Redis only", &log->conf->path->name,
+                  seg->name, NGX_HTTP_AFFILIATE_SPOOL_SUFFIX,
+                  ngx_http_affiliate_spool_channel(log->channel));
 }
 
 

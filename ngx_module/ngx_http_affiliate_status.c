@@ -606,15 +606,22 @@ static ngx_atomic_uint_t
 ngx_http_affiliate_status_slot(ngx_http_affiliate_main_conf_t *amcf,
     ngx_uint_t n, size_t offset)
 {
-    u_char  *slot;
+    u_char             *slot;
+    ngx_atomic_uint_t   value;
 
     if (amcf->stats == NULL) {
         return 0;
     }
 
     slot = (u_char *) &amcf->stats[n];
+    value = *(ngx_atomic_t *) (slot + offset);
 
-    return *(ngx_atomic_t *) (slot + offset);
+    /*
+     * During a reload two workers share a slot, and what one has counted up
+     * in a gauge the other may have zeroed before it is counted down.
+     */
+
+    return (ngx_atomic_int_t) value < 0 ? 0 : value;
 }
 
 

@@ -272,6 +272,7 @@ declare
     settled bigint;
 begin
     perform affiliate.work_tables();
+    perform affiliate.fresh_plans();
     perform affiliate.work_clear('conversion_work', 'order_touched', 'waiting_due');
 
     insert into pg_temp.waiting_due

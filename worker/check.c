@@ -19,10 +19,9 @@ struct check {
     unsigned failures;
 };
 
-static void
-check_ok(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static void
-check_failed(struct check *check, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void check_ok(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void check_failed(struct check *check, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 static void
 check_ok(const char *format, ...)
@@ -113,9 +112,11 @@ check_schema(struct check *check, PGconn *conn)
     if (version < 0) {
         check_failed(check, "schema version: %s", error.message);
     } else if (version < migrate_latest()) {
-        check_failed(check, "schema version %d, %d is needed: run `affiliated migrate`", version, migrate_latest());
+        check_failed(check, "schema version %d, %d is needed: run `affiliated migrate`", version,
+            migrate_latest());
     } else if (version > migrate_latest()) {
-        check_failed(check, "schema version %d, this program knows %d: install a newer one", version, migrate_latest());
+        check_failed(check, "schema version %d, this program knows %d: install a newer one",
+            version, migrate_latest());
     } else if (mismatch != NULL) {
         check_failed(check, "schema: %s was applied in another form than this program's", mismatch);
     } else {
@@ -125,7 +126,8 @@ check_schema(struct check *check, PGconn *conn)
 
 /* One question that PostgreSQL answers with true, or else `complaint`. */
 static void
-check_sql(struct check *check, PGconn *conn, const char *sql, const char *praise, const char *complaint)
+check_sql(
+    struct check *check, PGconn *conn, const char *sql, const char *praise, const char *complaint)
 {
     struct pg_error error;
     PGresult *result = pg_query(conn, sql, 0, NULL, 0, &error);
@@ -153,13 +155,16 @@ check_postgres(struct check *check)
         return;
     }
 
-    check_ok("PostgreSQL %d.%d at %s", PQserverVersion(conn) / 10000, PQserverVersion(conn) % 10000, PQhost(conn));
-    check_sql(check, conn, "select current_setting('server_version_num')::integer >= 150000", "its version is supported",
-        "PostgreSQL 15 or newer is needed");
-    check_sql(check, conn, "select current_setting('server_encoding') = 'UTF8'", "the database is UTF-8",
-        "the database's encoding must be UTF8");
-    check_sql(check, conn, "select current_setting('fsync') = 'on' and current_setting('full_page_writes') = 'on'",
-        "it writes to disk for certain", "fsync and full_page_writes must be on: money is at stake");
+    check_ok("PostgreSQL %d.%d at %s", PQserverVersion(conn) / 10000, PQserverVersion(conn) % 10000,
+        PQhost(conn));
+    check_sql(check, conn, "select current_setting('server_version_num')::integer >= 150000",
+        "its version is supported", "PostgreSQL 15 or newer is needed");
+    check_sql(check, conn, "select current_setting('server_encoding') = 'UTF8'",
+        "the database is UTF-8", "the database's encoding must be UTF8");
+    check_sql(check, conn,
+        "select current_setting('fsync') = 'on' and current_setting('full_page_writes') = 'on'",
+        "it writes to disk for certain",
+        "fsync and full_page_writes must be on: money is at stake");
 
     if (!pg_identity(conn, identity, &error)) {
         check_failed(check, "identity: %s", error.message);
@@ -167,20 +172,24 @@ check_postgres(struct check *check)
 
     check_schema(check, conn);
     check_sql(check, conn,
-        "select coalesce(bool_or(day = (now() at time zone 'UTC')::date), false) from affiliate.click_partitions()",
-        "today has a partition for clicks", "today has no partition for clicks: is the role partitions running?");
+        "select coalesce(bool_or(day = (now() at time zone 'UTC')::date), false) from "
+        "affiliate.click_partitions()",
+        "today has a partition for clicks",
+        "today has no partition for clicks: is the role partitions running?");
     PQfinish(conn);
 }
 
 static void
-check_redis_setting(struct check *check, struct redis *redis, const char *name, const char *wanted, const char *why)
+check_redis_setting(
+    struct check *check, struct redis *redis, const char *name, const char *wanted, const char *why)
 {
     redisReply *reply = redis_command(redis, "CONFIG GET %s", name);
 
     if (reply == NULL || reply->elements != 2) {
         check_ok("Redis does not tell its %s; it should be %s", name, wanted);
     } else if (strcmp(reply->element[1]->str, wanted) != 0) {
-        check_failed(check, "Redis: %s is %s, should be %s: %s", name, reply->element[1]->str, wanted, why);
+        check_failed(
+            check, "Redis: %s is %s, should be %s: %s", name, reply->element[1]->str, wanted, why);
     } else {
         check_ok("Redis: %s is %s", name, wanted);
     }
@@ -209,11 +218,13 @@ check_redis(struct check *check)
     if (reply == NULL) {
         check_failed(check, "Redis: EVAL: %s", redis.error);
     } else {
-        check_ok("Redis runs scripts; the projection is %s", reply->integer == 1 ? "complete" : "not complete yet");
+        check_ok("Redis runs scripts; the projection is %s",
+            reply->integer == 1 ? "complete" : "not complete yet");
         freeReplyObject(reply);
     }
 
-    check_redis_setting(check, &redis, "maxmemory-policy", "noeviction", "streams must not be evicted");
+    check_redis_setting(
+        check, &redis, "maxmemory-policy", "noeviction", "streams must not be evicted");
     redis_close(&redis);
 }
 

@@ -1,8 +1,8 @@
 /*
  * Clicks: binary COPY into the leaf partition of the UTC day inside each click's id.
  *
- * Nearly all clicks of a load are of one day. That day's COPY is open while the load is walked, so that PostgreSQL
- * works while we encode; rows of other days are kept and copied after it.
+ * Nearly all clicks of a load are of one day. That day's COPY is open while the load is walked, so
+ * that PostgreSQL works while we encode; rows of other days are kept and copied after it.
  */
 
 #include "worker/rows.h"
@@ -65,7 +65,8 @@ clicks_load_leaves(struct stream *stream, struct pg_error *error)
 {
     struct clicks *clicks = stream->data;
     PGresult *result = pg_query(stream->pg,
-        "select day - date '1970-01-01', relation from affiliate.click_partitions() order by day", 0, NULL, 0, error);
+        "select day - date '1970-01-01', relation from affiliate.click_partitions() order by day",
+        0, NULL, 0, error);
     int rows = PQntuples(result);
 
     if (result == NULL) {
@@ -76,7 +77,8 @@ clicks_load_leaves(struct stream *stream, struct pg_error *error)
     clicks->leaves = calloc((size_t) rows + 1, sizeof(*clicks->leaves));
     for (int i = 0; clicks->leaves != NULL && i < rows; i++) {
         clicks->leaves[i].day = (uint64_t) atoll(PQgetvalue(result, i, 0));
-        snprintf(clicks->leaves[i].relation, sizeof(clicks->leaves[i].relation), "%s", PQgetvalue(result, i, 1));
+        snprintf(clicks->leaves[i].relation, sizeof(clicks->leaves[i].relation), "%s",
+            PQgetvalue(result, i, 1));
         clicks->count++;
     }
 
@@ -98,8 +100,9 @@ clicks_has_near_days(struct clicks *clicks)
 }
 
 /*
- * Knows the partitions. Where today or tomorrow has none it makes them, because clicks may come before the role that
- * looks after that, and does not go on without: their clicks would all be dead letters.
+ * Knows the partitions. Where today or tomorrow has none it makes them, because clicks may come
+ * before the role that looks after that, and does not go on without: their clicks would all be dead
+ * letters.
  */
 static bool
 clicks_prepare(struct stream *stream, struct pg_error *error)
@@ -117,8 +120,8 @@ clicks_prepare(struct stream *stream, struct pg_error *error)
     }
 
     snprintf(ahead, sizeof(ahead), "%lld", (long long) stream->role->config->partitions.ahead);
-    result = pg_query(
-        stream->pg, "select * from affiliate.maintain_partitions($1::integer, 0)", 1, values, 0, error);
+    result = pg_query(stream->pg, "select * from affiliate.maintain_partitions($1::integer, 0)", 1,
+        values, 0, error);
     if (result == NULL) {
         return false;
     }
@@ -130,8 +133,8 @@ clicks_prepare(struct stream *stream, struct pg_error *error)
 
     if (!clicks_has_near_days(stream->data)) {
         /* Somebody else is making them at this moment, or the clock of one of us is wrong. */
-        *error = (struct pg_error){
-            .class = PG_CLASS_RETRY, .message = "today and tomorrow have no partitions for clicks yet"};
+        *error = (struct pg_error){.class = PG_CLASS_RETRY,
+            .message = "today and tomorrow have no partitions for clicks yet"};
         return false;
     }
 
@@ -142,7 +145,8 @@ static uint8_t *
 clicks_put_prefix(uint8_t *p, const struct aff_click *click)
 {
     bool four = click->address_family == 4;
-    uint8_t address[20] = {four ? PGSQL_AF_INET : PGSQL_AF_INET6, four ? 24 : 48, 1 /* cidr */, four ? 4 : 16};
+    uint8_t address[20] = {
+        four ? PGSQL_AF_INET : PGSQL_AF_INET6, four ? 24 : 48, 1 /* cidr */, four ? 4 : 16};
 
     if (click->address_family != 4 && click->address_family != 6) {
         return copy_put_null(p);
@@ -201,15 +205,16 @@ clicks_open(struct stream *stream, struct leaf *leaf, struct pg_error *error)
     struct clicks *clicks = stream->data;
     char sql[384];
 
-    snprintf(sql, sizeof(sql), "copy %s (" CLICK_ROW_COLUMNS ") from stdin (format binary)", leaf->relation);
+    snprintf(sql, sizeof(sql), "copy %s (" CLICK_ROW_COLUMNS ") from stdin (format binary)",
+        leaf->relation);
     clicks->open = leaf;
     return copy_begin(stream->pg, sql, error);
 }
 
 /* One record: into the open COPY, beside it, or to the dead letters. */
 static bool
-clicks_store_record(struct stream *stream, const struct entry *entry, int64_t record, const struct aff_frame *frame,
-    struct pg_error *error)
+clicks_store_record(struct stream *stream, const struct entry *entry, int64_t record,
+    const struct aff_frame *frame, struct pg_error *error)
 {
     struct clicks *clicks = stream->data;
     struct copy_buffer *rows;
@@ -218,15 +223,18 @@ clicks_store_record(struct stream *stream, const struct entry *entry, int64_t re
     uint64_t day;
     uint8_t *p;
 
-    if (frame->type != AFF_FRAME_CLICK || !aff_click_decode(frame->version, frame->payload, &click)) {
+    if (frame->type != AFF_FRAME_CLICK ||
+        !aff_click_decode(frame->version, frame->payload, &click)) {
         stream_bury(stream, entry, record, "malformed_record", "not a click", frame->payload);
         return true;
     }
 
     day = aff_uuid_ms(click.id) / DAY_MS;
-    leaf = clicks->open != NULL && clicks->open->day == day ? clicks->open : clicks_find_leaf(clicks, day);
+    leaf = clicks->open != NULL && clicks->open->day == day ? clicks->open
+                                                            : clicks_find_leaf(clicks, day);
     if (leaf == NULL) {
-        stream_bury(stream, entry, record, "no_partition", "no partition for its day", frame->payload);
+        stream_bury(
+            stream, entry, record, "no_partition", "no partition for its day", frame->payload);
         return true;
     }
 
@@ -280,7 +288,8 @@ clicks_flush(struct stream *stream, struct pg_error *error)
 }
 
 static bool
-clicks_store(struct stream *stream, const struct entry *entries, size_t count, int64_t only, struct pg_error *error)
+clicks_store(struct stream *stream, const struct entry *entries, size_t count, int64_t only,
+    struct pg_error *error)
 {
     struct clicks *clicks = stream->data;
 
@@ -299,7 +308,8 @@ clicks_store(struct stream *stream, const struct entry *entries, size_t count, i
             continue;
         }
 
-        while ((only < 0 || walk.record < only || !walk.begun) && stream_walk(stream, &entries[i], &walk, &frame)) {
+        while ((only < 0 || walk.record < only || !walk.begun) &&
+               stream_walk(stream, &entries[i], &walk, &frame)) {
             if ((only < 0 || walk.record == only) &&
                 !clicks_store_record(stream, &entries[i], walk.record, &frame, error)) {
                 return false;
@@ -310,15 +320,17 @@ clicks_store(struct stream *stream, const struct entry *entries, size_t count, i
     return clicks_flush(stream, error);
 }
 
-static const struct stream_kind clicks_kind = {
-    .channel = AFF_CHANNEL_CLICKS, .name = "clicks", .prepare = clicks_prepare, .store = clicks_store};
+static const struct stream_kind clicks_kind = {.channel = AFF_CHANNEL_CLICKS,
+    .name = "clicks",
+    .prepare = clicks_prepare,
+    .store = clicks_store};
 
 static bool
 clicks_serve(struct role *role)
 {
     struct clicks clicks = {0};
-    bool ok = stream_serve(
-        role, &clicks_kind, role->config->clicks.batch_bytes, role->config->clicks.batch_delay, &clicks);
+    bool ok = stream_serve(role, &clicks_kind, role->config->clicks.batch_bytes,
+        role->config->clicks.batch_delay, &clicks);
 
     clicks_forget_leaves(&clicks);
     copy_free(&clicks.rows);

@@ -1,7 +1,8 @@
 /*
  * The commands of `affiliated`: `affiliated [-c path] NAME ARGUMENTS`.
  *
- * Two tables, each ended by an entry without a name: the daemon's own (main.c) and the control plane's (command_*.c).
+ * Two tables, each ended by an entry without a name: the daemon's own (main.c) and the control
+ * plane's (command_*.c).
  */
 
 #ifndef AFFILIATED_COMMAND_H

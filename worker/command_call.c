@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CONTROL_FIELD_MAX   64
+#define CONTROL_FIELD_MAX        64
 #define CONTROL_SQLSTATE_REFUSED "22023" /* affiliate.refuse(): the message is "field: rule" */
 
 /* "some-field" to "some_field". False if it can be no field's name. */
@@ -80,7 +80,8 @@ control_parse(struct control_args *args, int argc, char **argv)
         }
 
         value = strchr(option, '=');
-        if (!control_field_name(option, value == NULL ? strlen(option) : (size_t) (value - option), name)) {
+        if (!control_field_name(
+                option, value == NULL ? strlen(option) : (size_t) (value - option), name)) {
             fprintf(stderr, "affiliated: \"%s\" is no option\n", argv[i]);
             return false;
         }
@@ -90,8 +91,10 @@ control_parse(struct control_args *args, int argc, char **argv)
         } else if (i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0) {
             value = argv[++i];
         } else {
-            fprintf(stderr, "affiliated: %s: a value is missing (one that begins with -- is written %s=VALUE)\n", name,
-                argv[i]);
+            fprintf(stderr,
+                "affiliated: %s: a value is missing (one that begins with -- is written "
+                "%s=VALUE)\n",
+                name, argv[i]);
             return false;
         }
 
@@ -173,7 +176,8 @@ control_failed(const struct pg_error *error)
 {
     fprintf(stderr, "affiliated: %s\n", error->message);
     if (strcmp(error->sqlstate, "42883") == 0 || strcmp(error->sqlstate, "3F000") == 0) {
-        fprintf(stderr, "affiliated: this database lacks what this program needs: see `affiliated check`\n");
+        fprintf(stderr,
+            "affiliated: this database lacks what this program needs: see `affiliated check`\n");
     }
 
     return strcmp(error->sqlstate, CONTROL_SQLSTATE_REFUSED) == 0 ? COMMAND_USAGE : COMMAND_FAILED;
@@ -208,7 +212,8 @@ control_call(PGconn *conn, const char *function, json_t *fields, int *code)
     }
 
     for (int i = 0; i < PQntuples(result); i++) {
-        json_t *row = json_loadb(PQgetvalue(result, i, 0), (size_t) PQgetlength(result, i, 0), JSON_DECODE_ANY, NULL);
+        json_t *row = json_loadb(
+            PQgetvalue(result, i, 0), (size_t) PQgetlength(result, i, 0), JSON_DECODE_ANY, NULL);
 
         if (row == NULL || json_array_append_new(rows, row) != 0) {
             fprintf(stderr, "affiliated: an answer can't be read\n");

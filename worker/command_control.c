@@ -1,4 +1,5 @@
-/* The commands of the control plane: NOUN VERB calls affiliate.NOUN_VERB(jsonb), which decides everything. */
+/* The commands of the control plane: NOUN VERB calls affiliate.NOUN_VERB(jsonb), which decides
+ * everything. */
 
 #include "worker/control.h"
 #include "worker/dump.h"
@@ -10,9 +11,12 @@ struct noun {
     const char *const *verbs;
 };
 
-static const char *const merchant_verbs[] = {"create", "list", "show", "update", "suspend", "activate", NULL};
-static const char *const campaign_verbs[] = {"create", "terms", "list", "show", "update", "suspend", "activate", NULL};
-static const char *const link_verbs[] = {"create", "list", "show", "update", "pause", "resume", "remove", NULL};
+static const char *const merchant_verbs[] = {
+    "create", "list", "show", "update", "suspend", "activate", NULL};
+static const char *const campaign_verbs[] = {
+    "create", "terms", "list", "show", "update", "suspend", "activate", NULL};
+static const char *const link_verbs[] = {
+    "create", "list", "show", "update", "pause", "resume", "remove", NULL};
 static const char *const key_verbs[] = {"create", "list", "show", "revoke", NULL};
 static const char *const order_verbs[] = {"list", "show", "review", NULL};
 
@@ -27,7 +31,8 @@ static const struct noun nouns[] = {
 
 /* One call and its rows. `subject` is the field that an argument without an option stands for. */
 static int
-control_run(struct config *config, const char *function, const char *subject, bool list, int argc, char **argv)
+control_run(struct config *config, const char *function, const char *subject, bool list, int argc,
+    char **argv)
 {
     struct control_args args;
     PGconn *conn = NULL;
@@ -93,7 +98,8 @@ noun_command(struct config *config, int argc, char **argv)
     }
 
     snprintf(function, sizeof(function), "%s_%s", noun->name, *verb);
-    return control_run(config, function, noun->name, strcmp(*verb, "list") == 0, argc - 2, argv + 2);
+    return control_run(
+        config, function, noun->name, strcmp(*verb, "list") == 0, argc - 2, argv + 2);
 }
 
 static int
@@ -112,7 +118,8 @@ audit_command(struct config *config, int argc, char **argv)
     PGconn *conn;
     int code = COMMAND_USAGE;
 
-    if (!control_parse(&args, argc - 1, argv + 1) || args.operands != 0 || json_object_size(args.fields) != 0) {
+    if (!control_parse(&args, argc - 1, argv + 1) || args.operands != 0 ||
+        json_object_size(args.fields) != 0) {
         fprintf(stderr, "affiliated audit: takes nothing but --json\n");
         control_args_free(&args);
         json_decref(rows);
@@ -150,24 +157,34 @@ audit_command(struct config *config, int argc, char **argv)
 
 const struct command control_commands[] = {
     {"status", status_command, "[--json|--prometheus]", "what the running daemon does"},
-    {"audit", audit_command, "[--json]", "prove the books; prints what is broken, exit code 1 if anything is"},
-    {"balance", balance_command, "[MERCHANT] [--affiliate N] [--owner WHOSE] [--json]", "what each account holds"},
-    {"merchant", noun_command, "create|list|show|update|suspend|activate [ID] [--name TEXT] [--host NAME]... [--json]",
+    {"audit", audit_command, "[--json]",
+        "prove the books; prints what is broken, exit code 1 if anything is"},
+    {"balance", balance_command, "[MERCHANT] [--affiliate N] [--owner WHOSE] [--json]",
+        "what each account holds"},
+    {"merchant", noun_command,
+        "create|list|show|update|suspend|activate [ID] [--name TEXT] [--host NAME]... [--json]",
         "shops, and the hosts where their links may lead"},
     {"campaign", noun_command,
-        "create|terms|list|show|update|suspend|activate [ID] [--merchant N] [--rate-basis-points N] [--hold SPAN] ...",
+        "create|terms|list|show|update|suspend|activate [ID] [--merchant N] [--rate-basis-points "
+        "N] [--hold SPAN] ...",
         "what a merchant pays for; `terms` adds a version of its terms"},
-    {"affiliate", noun_command, "create|list|show|update|suspend|activate [ID] [--name TEXT] [--email TEXT] [--json]",
+    {"affiliate", noun_command,
+        "create|list|show|update|suspend|activate [ID] [--name TEXT] [--email TEXT] [--json]",
         "who brings buyers and is paid for it"},
     {"link", noun_command,
-        "create|list|show|update|pause|resume|remove [CODE] [--campaign N] [--affiliate N] [--url URL] ...",
+        "create|list|show|update|pause|resume|remove [CODE] [--campaign N] [--affiliate N] [--url "
+        "URL] ...",
         "short links"},
-    {"key", noun_command, "create|list|show|revoke [KEY] [--merchant N] [--livemode true|false] [--label TEXT] [--json]",
+    {"key", noun_command,
+        "create|list|show|revoke [KEY] [--merchant N] [--livemode true|false] [--label TEXT] "
+        "[--json]",
         "keys that merchants sign with; `create` prints the secret, once"},
-    {"order", noun_command, "list|show|review [ORDER] --merchant N [--decision accept|reject --reason TEXT] [--json]",
+    {"order", noun_command,
+        "list|show|review [ORDER] --merchant N [--decision accept|reject --reason TEXT] [--json]",
         "orders: facts, state and its reason, timeline, transfers"},
     {"dead-letters", dead_letters_command, "list|show|replay [ID]... [--reason REASON] [--json]",
-        "records that could not be applied; `replay` applies them once what was wrong is put right"},
+        "records that could not be applied; `replay` applies them once what was wrong is put "
+        "right"},
     {"dump", dump_command, "FILE... | --stream NAME [--from ID] [--to ID] [--count N]",
         "records in segments of the spool, or in a stream, a line of JSON each"},
     {NULL, NULL, NULL, NULL},

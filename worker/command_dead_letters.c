@@ -1,14 +1,18 @@
 /*
- * `dead-letters`: what could not be applied, and applying it once what stood against it was put right.
+ * `dead-letters`: what could not be applied, and applying it once what stood against it was put
+ * right.
  *
- * A dead letter is replayed at most once, and ends in the same books as if it had been applied in its time:
+ * A dead letter is replayed at most once, and ends in the same books as if it had been applied in
+ * its time:
  *
  *   what the database refused (it is kept as JSON)    affiliate.dead_letter_replay() applies it
- *   a record that could not be stored, or read        is applied here as the daemon would, under the name of its batch
- *   a whole batch (no key, or the wrong stream)       goes back to its stream, where the inbox takes it once
+ *   a record that could not be stored, or read        is applied here as the daemon would, under
+ * the name of its batch a whole batch (no key, or the wrong stream)       goes back to its stream,
+ * where the inbox takes it once
  *
- * Each is one transaction that locks the dead letter, applies the record and marks it. A batch is put into its stream
- * before that commits: killed in between, it goes there once more, which the inbox absorbs.
+ * Each is one transaction that locks the dead letter, applies the record and marks it. A batch is
+ * put into its stream before that commits: killed in between, it goes there once more, which the
+ * inbox absorbs.
  */
 
 #include "worker/control.h"
@@ -20,10 +24,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DAY_MS            86400000ULL
-#define COPY_OID_BYTEA    17
-#define DEAD_LETTER_TEXT  256
-#define CLICK_DAYS_AHEAD  1 /* a click from later than tomorrow is none */
+#define DAY_MS           86400000ULL
+#define COPY_OID_BYTEA   17
+#define DEAD_LETTER_TEXT 256
+#define CLICK_DAYS_AHEAD 1 /* a click from later than tomorrow is none */
 
 struct letter {
     const char *id;
@@ -46,8 +50,8 @@ struct replay {
     char why[DEAD_LETTER_TEXT]; /* set where it was no error of PostgreSQL */
 };
 
-static bool
-replay_refuse(struct replay *replay, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static bool replay_refuse(struct replay *replay, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 static bool
 replay_refuse(struct replay *replay, const char *format, ...)
@@ -61,7 +65,8 @@ replay_refuse(struct replay *replay, const char *format, ...)
 }
 
 static const char replay_lock_sql[] =
-    "select reason, channel, spool_id, segment, sequence, coalesce(record, -1), replayed_at is not null, "
+    "select reason, channel, spool_id, segment, sequence, coalesce(record, -1), replayed_at is not "
+    "null, "
     "coalesce(payload, '') from affiliate.dead_letter where dead_letter_id = $1::bigint for update";
 
 /* Every column comes in binary, for the payload's sake. */
@@ -100,7 +105,8 @@ replay_lock(struct replay *replay, struct letter *letter)
     letter->segment = replay_number(letter->result, 3);
     letter->sequence = (uint32_t) replay_number(letter->result, 4);
     letter->record = (int32_t) replay_number(letter->result, 5);
-    letter->payload = aff_slice(PQgetvalue(letter->result, 0, 7), (size_t) PQgetlength(letter->result, 0, 7));
+    letter->payload =
+        aff_slice(PQgetvalue(letter->result, 0, 7), (size_t) PQgetlength(letter->result, 0, 7));
 
     return replay_number(letter->result, 6) == 0 || replay_refuse(replay, "was replayed before");
 }
@@ -112,9 +118,10 @@ replay_click_is_there(struct replay *replay, const struct aff_click *click, bool
 {
     uint64_t merchant = htobe64(click->merchant_id);
     const char *values[] = {(const char *) click->id, (const char *) &merchant};
-    PGresult *result = PQexecParams(replay->conn, "select from affiliate.click where id = $1 and merchant_id = $2", 2,
-        (const Oid[2]){2950 /* uuid */, COPY_OID_INT8}, values, (const int[2]){AFF_UUID_BYTES, 8}, (const int[2]){1, 1},
-        0);
+    PGresult *result =
+        PQexecParams(replay->conn, "select from affiliate.click where id = $1 and merchant_id = $2",
+            2, (const Oid[2]){2950 /* uuid */, COPY_OID_INT8}, values,
+            (const int[2]){AFF_UUID_BYTES, 8}, (const int[2]){1, 1}, 0);
     bool ok = PQresultStatus(result) == PGRES_TUPLES_OK;
 
     if (ok) {
@@ -137,7 +144,8 @@ replay_click_day(struct replay *replay, const struct aff_click *click)
         "when d.day > d.today + $3::integer then 'ahead' "
         "when $2::integer > 0 and d.day < d.today - $2::integer then 'old' "
         "else affiliate.create_click_partition(d.day) end "
-        "from (select date '1970-01-01' + $1::integer as day, (now() at time zone 'UTC')::date as today) d";
+        "from (select date '1970-01-01' + $1::integer as day, (now() at time zone 'UTC')::date as "
+        "today) d";
     char day[24], retention[24], ahead[24];
     const char *values[] = {day, retention, ahead};
     PGresult *result;
@@ -189,16 +197,18 @@ replay_click(struct replay *replay, uint8_t version, struct aff_slice payload)
 
     replay->rows.len += (size_t) (clicks_put_row(p, &click) - p);
     return replay_click_day(replay, &click) &&
-           copy_begin(replay->conn, "copy affiliate.click (" CLICK_ROW_COLUMNS ") from stdin (format binary)",
+           copy_begin(replay->conn,
+               "copy affiliate.click (" CLICK_ROW_COLUMNS ") from stdin (format binary)",
                &replay->error) &&
-           copy_send(replay->conn, &replay->rows, &replay->error) && copy_end(replay->conn, &replay->error);
+           copy_send(replay->conn, &replay->rows, &replay->error) &&
+           copy_end(replay->conn, &replay->error);
 }
 
 /* --- conversions --- */
 
 static bool
-replay_conversion(
-    struct replay *replay, const struct letter *letter, int64_t record, uint8_t version, struct aff_slice payload)
+replay_conversion(struct replay *replay, const struct letter *letter, int64_t record,
+    uint8_t version, struct aff_slice payload)
 {
     struct aff_batch batch = {
         .spool_id = letter->spool_id, .segment = letter->segment, .sequence = letter->sequence};
@@ -236,11 +246,13 @@ replay_apply(struct replay *replay)
         return true;
     }
 
-    ok = pg_command(replay->conn, "select affiliate.conversion_stage()", &replay->error) &&
-         copy_begin(replay->conn,
-             "copy pg_temp.conversion_stage (" CONVERSION_ROW_COLUMNS ") from stdin (format binary)",
-             &replay->error) &&
-         copy_send(replay->conn, &replay->rows, &replay->error) && copy_end(replay->conn, &replay->error);
+    ok =
+        pg_command(replay->conn, "select affiliate.conversion_stage()", &replay->error) &&
+        copy_begin(replay->conn,
+            "copy pg_temp.conversion_stage (" CONVERSION_ROW_COLUMNS ") from stdin (format binary)",
+            &replay->error) &&
+        copy_send(replay->conn, &replay->rows, &replay->error) &&
+        copy_end(replay->conn, &replay->error);
     if (!ok) {
         return false;
     }
@@ -258,10 +270,12 @@ replay_apply(struct replay *replay)
     }
 
     result = pg_query(replay->conn,
-        "select reason || coalesce(': ' || detail, '') from affiliate.dead_letter where at = now() limit 1",
+        "select reason || coalesce(': ' || detail, '') from affiliate.dead_letter where at = now() "
+        "limit 1",
         0, NULL, 0, &replay->error);
     if (result != NULL) {
-        replay_refuse(replay, "still %.200s", PQntuples(result) == 1 ? PQgetvalue(result, 0, 0) : "dead");
+        replay_refuse(
+            replay, "still %.200s", PQntuples(result) == 1 ? PQgetvalue(result, 0, 0) : "dead");
     }
 
     PQclear(result);
@@ -271,20 +285,23 @@ replay_apply(struct replay *replay)
 /* --- records and batches --- */
 
 static bool
-replay_record(
-    struct replay *replay, const struct letter *letter, int64_t record, uint8_t version, struct aff_slice payload)
+replay_record(struct replay *replay, const struct letter *letter, int64_t record, uint8_t version,
+    struct aff_slice payload)
 {
-    return letter->channel == AFF_CHANNEL_CLICKS ? replay_click(replay, version, payload)
-                                                 : replay_conversion(replay, letter, record, version, payload);
+    return letter->channel == AFF_CHANNEL_CLICKS
+               ? replay_click(replay, version, payload)
+               : replay_conversion(replay, letter, record, version, payload);
 }
 
 /* The payload of one frame, whose version was that of its time: this program knows one. */
 static bool
 replay_payload(struct replay *replay, const struct letter *letter)
 {
-    uint8_t version = letter->channel == AFF_CHANNEL_CLICKS ? AFF_CLICK_VERSION : AFF_CONVERSION_VERSION;
+    uint8_t version =
+        letter->channel == AFF_CHANNEL_CLICKS ? AFF_CLICK_VERSION : AFF_CONVERSION_VERSION;
 
-    return replay_record(replay, letter, letter->record, version, letter->payload) && replay_apply(replay);
+    return replay_record(replay, letter, letter->record, version, letter->payload) &&
+           replay_apply(replay);
 }
 
 /* The rest of a batch behind a frame that could not be read: all of it, or nothing. */
@@ -303,7 +320,8 @@ replay_frames(struct replay *replay, const struct letter *letter)
 
     while (rest.len != 0) {
         if (aff_frame_read(rest, seed, &frame) != AFF_FRAME_OK || frame.type != type) {
-            return replay_refuse(replay, "its bytes are damaged: see what is left of them in the spool's file");
+            return replay_refuse(
+                replay, "its bytes are damaged: see what is left of them in the spool's file");
         }
 
         if (!replay_record(replay, letter, record, frame.version, frame.payload)) {
@@ -322,7 +340,8 @@ replay_frames(struct replay *replay, const struct letter *letter)
 static bool
 replay_batch(struct replay *replay, const struct letter *letter)
 {
-    static const char *const names[] = {[AFF_CHANNEL_CLICKS] = "clicks", [AFF_CHANNEL_CONVERSIONS] = "conversions"};
+    static const char *const names[] = {
+        [AFF_CHANNEL_CLICKS] = "clicks", [AFF_CHANNEL_CONVERSIONS] = "conversions"};
     struct aff_keyring ring = {0};
     struct redis redis = {0};
     struct aff_batch batch;
@@ -338,7 +357,8 @@ replay_batch(struct replay *replay, const struct letter *letter)
     aff_keyring_wipe(&ring);
     if (result != AFF_BATCH_OK) {
         return replay_refuse(replay, "%s",
-            result == AFF_BATCH_FORGED ? "still no master key made this batch" : "its bytes are no batch");
+            result == AFF_BATCH_FORGED ? "still no master key made this batch"
+                                       : "its bytes are no batch");
     }
 
     if (!redis_connect(&redis, replay->config)) {
@@ -347,8 +367,8 @@ replay_batch(struct replay *replay, const struct letter *letter)
 
     snprintf(key, sizeof(key), "aff:%s:%" PRIu64, names[batch.channel],
         batch.spool_id % (uint64_t) replay->config->redis.streams);
-    reply = redis_command(
-        &redis, "XADD %s * " AFF_STREAM_FIELD " %b", key, letter->payload.data, letter->payload.len);
+    reply = redis_command(&redis, "XADD %s * " AFF_STREAM_FIELD " %b", key, letter->payload.data,
+        letter->payload.len);
     if (reply == NULL) {
         replay_refuse(replay, "Redis: %.200s", redis.error);
     } else {
@@ -367,8 +387,8 @@ replay_sql(struct replay *replay, const struct letter *letter)
     PGresult *result;
 
     snprintf(command, sizeof(command), "{\"dead_letter\": \"%s\"}", letter->id);
-    result = pg_query(
-        replay->conn, "select affiliate.dead_letter_replay($1::jsonb)", 1, values, 0, &replay->error);
+    result = pg_query(replay->conn, "select affiliate.dead_letter_replay($1::jsonb)", 1, values, 0,
+        &replay->error);
     PQclear(result);
     return result != NULL;
 }
@@ -377,8 +397,8 @@ static bool
 replay_mark(struct replay *replay, const struct letter *letter)
 {
     const char *values[] = {letter->id};
-    PGresult *result = pg_query(
-        replay->conn, "select affiliate.dead_letter_replayed($1::bigint)", 1, values, 0, &replay->error);
+    PGresult *result = pg_query(replay->conn, "select affiliate.dead_letter_replayed($1::bigint)",
+        1, values, 0, &replay->error);
 
     PQclear(result);
     return result != NULL;
@@ -388,7 +408,8 @@ replay_mark(struct replay *replay, const struct letter *letter)
 static bool
 replay_dispatch(struct replay *replay, const struct letter *letter)
 {
-    static const char *const by_sql[] = {"unknown_merchant", "invalid_record", "idempotency_conflict"};
+    static const char *const by_sql[] = {
+        "unknown_merchant", "invalid_record", "idempotency_conflict"};
     static const char *const batches[] = {"forged_batch", "wrong_channel", "malformed_batch"};
 
     for (size_t i = 0; i < sizeof(by_sql) / sizeof(by_sql[0]); i++) {
@@ -441,8 +462,9 @@ replay_print(struct replay *replay, json_t *rows, const char *id)
 {
     const char *values[] = {id};
     PGresult *result = pg_query(replay->conn,
-        "select affiliate.dead_letter_json(d) from affiliate.dead_letter d where d.dead_letter_id = $1::bigint", 1,
-        values, 0, &replay->error);
+        "select affiliate.dead_letter_json(d) from affiliate.dead_letter d where d.dead_letter_id "
+        "= $1::bigint",
+        1, values, 0, &replay->error);
 
     if (result != NULL && PQntuples(result) == 1) {
         json_array_append_new(rows, json_loads(PQgetvalue(result, 0, 0), 0, NULL));
@@ -459,7 +481,8 @@ replay_id_valid(const char *id)
     return len >= 1 && len <= 18 && strspn(id, "0123456789") == len && id[0] != '0';
 }
 
-/* Those named, or all of a reason that are open now. What fails is told and does not keep the others back. */
+/* Those named, or all of a reason that are open now. What fails is told and does not keep the
+ * others back. */
 static bool
 replay_all(struct replay *replay, const struct control_args *args, const char *reason, json_t *rows)
 {
@@ -479,8 +502,9 @@ replay_all(struct replay *replay, const struct control_args *args, const char *r
     }
 
     result = pg_query(replay->conn,
-        "select dead_letter_id from affiliate.dead_letter where reason = $1 and replayed_at is null order by 1", 1,
-        &reason, 0, &replay->error);
+        "select dead_letter_id from affiliate.dead_letter where reason = $1 and replayed_at is "
+        "null order by 1",
+        1, &reason, 0, &replay->error);
     if (result == NULL) {
         control_failed(&replay->error);
         return false;
@@ -498,7 +522,8 @@ replay_all(struct replay *replay, const struct control_args *args, const char *r
     return ok && PQstatus(replay->conn) == CONNECTION_OK;
 }
 
-/* `--dead-letter ID`, which the other verbs know, is one more operand; so args->operand has room for it. */
+/* `--dead-letter ID`, which the other verbs know, is one more operand; so args->operand has room
+ * for it. */
 static bool
 replay_options(struct control_args *args, char **reason, char **named)
 {
@@ -526,7 +551,8 @@ replay_options(struct control_args *args, char **reason, char **named)
     }
 
     if ((args->operands == 0) == (*reason == NULL)) {
-        fprintf(stderr, "affiliated dead-letters replay: takes ids, or --reason REASON for all of them\n");
+        fprintf(stderr,
+            "affiliated dead-letters replay: takes ids, or --reason REASON for all of them\n");
         return false;
     }
 
@@ -605,7 +631,8 @@ dead_letters_call(struct config *config, const char *verb, struct control_args *
     int code = COMMAND_FAILED;
 
     if (conn != NULL) {
-        rows = control_call(conn, list ? "dead_letter_list" : "dead_letter_show", args->fields, &code);
+        rows =
+            control_call(conn, list ? "dead_letter_list" : "dead_letter_show", args->fields, &code);
     }
 
     if (rows != NULL) {

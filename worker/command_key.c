@@ -1,4 +1,5 @@
-/* `key create`: the id is random, the secret follows from it and the master key, and is seen here and nowhere else. */
+/* `key create`: the id is random, the secret follows from it and the master key, and is seen here
+ * and nowhere else. */
 
 #include "worker/control.h"
 
@@ -55,7 +56,8 @@ key_livemode(const struct control_args *args, bool *livemode)
 
     if (text == NULL || (strcmp(text, "true") != 0 && strcmp(text, "false") != 0)) {
         fprintf(stderr, "affiliated: livemode: %s\n",
-            json_object_get(args->fields, "livemode") == NULL ? "is required" : "must be true or false");
+            json_object_get(args->fields, "livemode") == NULL ? "is required"
+                                                              : "must be true or false");
         return false;
     }
 
@@ -82,7 +84,8 @@ key_insert(const struct config *config, struct control_args *args, const struct 
         if (code == COMMAND_OK) {
             fprintf(stderr, "affiliated: this is the only time that the secret is shown\n");
         } else {
-            fprintf(stderr, "affiliated: key %s exists, but its secret was not seen: revoke it\n", key->id);
+            fprintf(stderr, "affiliated: key %s exists, but its secret was not seen: revoke it\n",
+                key->id);
         }
     }
 
@@ -101,7 +104,8 @@ key_create_command(struct config *config, int argc, char **argv)
 
     if (control_parse(&args, argc, argv) && control_operand_field(&args, "merchant") &&
         key_livemode(&args, &livemode)) {
-        if (json_object_get(args.fields, "key_id") != NULL || json_object_get(args.fields, "master_id") != NULL) {
+        if (json_object_get(args.fields, "key_id") != NULL ||
+            json_object_get(args.fields, "master_id") != NULL) {
             fprintf(stderr, "affiliated: key_id and master_id are made here, not given\n");
         } else if (!key_make(config, livemode, &key)) {
             code = COMMAND_FAILED;

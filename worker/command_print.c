@@ -1,6 +1,7 @@
 /*
- * Rows for people: an aligned table for several, "field: value" for one. Columns keep the order in which fields first
- * appear, but for the row's own name, which leads, and sentences, which come last. Control characters are never printed.
+ * Rows for people: an aligned table for several, "field: value" for one. Columns keep the order in
+ * which fields first appear, but for the row's own name, which leads, and sentences, which come
+ * last. Control characters are never printed.
  */
 
 #include "worker/control.h"
@@ -85,7 +86,8 @@ print_is_flat(const json_t *value)
         return false;
     }
 
-    json_array_foreach (value, i, element) {
+    json_array_foreach(value, i, element)
+    {
         if (json_is_object(element) || json_is_array(element)) {
             return false;
         }
@@ -109,7 +111,8 @@ print_cell(const json_t *value)
     }
 
     if (json_is_array(value)) {
-        json_array_foreach (value, i, element) {
+        json_array_foreach(value, i, element)
+        {
             fputs(i == 0 ? "" : ", ", out);
             print_scalar(out, element);
         }
@@ -148,7 +151,8 @@ table_add_column(struct table *table, const char *name)
     }
 
     if (table->count < PRINT_COLUMNS_MAX) {
-        table->columns[table->count++] = (struct column){.name = name, .width = print_width(name), .number = true};
+        table->columns[table->count++] =
+            (struct column){.name = name, .width = print_width(name), .number = true};
     }
 }
 
@@ -158,7 +162,8 @@ table_measure(struct table *table, json_t *rows)
     json_t *row;
     size_t i;
 
-    json_array_foreach (rows, i, row) {
+    json_array_foreach(rows, i, row)
+    {
         for (size_t c = 0; c < table->count; c++) {
             char *cell = print_cell(json_object_get(row, table->columns[c].name));
 
@@ -189,8 +194,10 @@ table_find_columns(struct table *table, json_t *rows, const char *first)
         table_add_column(table, first);
     }
 
-    json_array_foreach (rows, i, row) {
-        json_object_foreach (row, key, value) {
+    json_array_foreach(rows, i, row)
+    {
+        json_object_foreach(row, key, value)
+        {
             if (strcmp(key, PRINT_LAST) == 0) {
                 last = true;
             } else if (!json_is_null(value) && print_is_flat(value)) {
@@ -241,7 +248,8 @@ print_table(json_t *rows, const char *first, int indent)
         table_put(&table, c, table.columns[c].name);
     }
 
-    json_array_foreach (rows, i, row) {
+    json_array_foreach(rows, i, row)
+    {
         printf("%*s", indent, "");
         for (size_t c = 0; c < table.count; c++) {
             char *cell = print_cell(json_object_get(row, table.columns[c].name));
@@ -257,11 +265,13 @@ print_field(const char *name, json_t *value, int indent, int width)
 {
     char *cell = print_cell(value);
 
-    printf("%*s%s:%*s%s\n", indent, "", name, width - print_width(name) + 1, "", cell == NULL ? "" : cell);
+    printf("%*s%s:%*s%s\n", indent, "", name, width - print_width(name) + 1, "",
+        cell == NULL ? "" : cell);
     free(cell);
 }
 
-/* Flat fields first, then objects and lists, each under its name. Depth is the schema's, which is small. */
+/* Flat fields first, then objects and lists, each under its name. Depth is the schema's, which is
+ * small. */
 static void
 print_record(json_t *row, const char *first, int indent) /* NOLINT(misc-no-recursion) */
 {
@@ -269,7 +279,8 @@ print_record(json_t *row, const char *first, int indent) /* NOLINT(misc-no-recur
     const char *key;
     int width = 0;
 
-    json_object_foreach (row, key, value) {
+    json_object_foreach(row, key, value)
+    {
         if (!json_is_null(value) && print_is_flat(value) && print_width(key) > width) {
             width = print_width(key);
         }
@@ -279,13 +290,16 @@ print_record(json_t *row, const char *first, int indent) /* NOLINT(misc-no-recur
         print_field(first, json_object_get(row, first), indent, width);
     }
 
-    json_object_foreach (row, key, value) {
-        if (!json_is_null(value) && print_is_flat(value) && (first == NULL || strcmp(key, first) != 0)) {
+    json_object_foreach(row, key, value)
+    {
+        if (!json_is_null(value) && print_is_flat(value) &&
+            (first == NULL || strcmp(key, first) != 0)) {
             print_field(key, value, indent, width);
         }
     }
 
-    json_object_foreach (row, key, value) {
+    json_object_foreach(row, key, value)
+    {
         if (print_is_flat(value)) {
             continue;
         }
@@ -310,7 +324,8 @@ control_print(json_t *rows, const char *first, bool list, bool json)
         return;
     }
 
-    json_array_foreach (rows, i, row) {
+    json_array_foreach(rows, i, row)
+    {
         if (json) {
             json_dumpf(row, stdout, JSON_COMPACT | JSON_ENCODE_ANY);
             putchar('\n');

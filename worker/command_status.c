@@ -50,14 +50,17 @@ status_ask(const char *path, const char *question)
     }
 
     answer = malloc(STATUS_ANSWER_MAX + 1);
-    if (answer != NULL && send(fd, question, strlen(question), MSG_NOSIGNAL) == (ssize_t) strlen(question)) {
-        while (len < STATUS_ANSWER_MAX && (n = recv(fd, answer + len, STATUS_ANSWER_MAX - len, 0)) > 0) {
+    if (answer != NULL &&
+        send(fd, question, strlen(question), MSG_NOSIGNAL) == (ssize_t) strlen(question)) {
+        while (len < STATUS_ANSWER_MAX &&
+               (n = recv(fd, answer + len, STATUS_ANSWER_MAX - len, 0)) > 0) {
             len += (size_t) n;
         }
     }
 
     if (n != 0 || len == 0) {
-        fprintf(stderr, "affiliated: %s: no answer%s%s\n", path, n < 0 ? ": " : "", n < 0 ? strerror(errno) : "");
+        fprintf(stderr, "affiliated: %s: no answer%s%s\n", path, n < 0 ? ": " : "",
+            n < 0 ? strerror(errno) : "");
         free(answer);
         answer = NULL;
     } else {
@@ -76,7 +79,8 @@ status_print(json_t *answer)
     const char *name;
 
     printf("pid: %lld\n", (long long) json_integer_value(json_object_get(answer, "pid")));
-    json_object_foreach (json_object_get(answer, "roles"), name, role) {
+    json_object_foreach(json_object_get(answer, "roles"), name, role)
+    {
         const char *state = json_string_value(json_object_get(role, "state"));
         json_t *rows = json_pack("[{s:s}]", "role", name);
 
@@ -100,7 +104,8 @@ status_all_up(json_t *answer)
     json_t *role;
     const char *name;
 
-    json_object_foreach (json_object_get(answer, "roles"), name, role) {
+    json_object_foreach(json_object_get(answer, "roles"), name, role)
+    {
         const char *state = json_string_value(json_object_get(role, "state"));
 
         if (state == NULL || strcmp(state, "up") != 0) {
@@ -140,7 +145,8 @@ status_command(struct config *config, int argc, char **argv)
     } else {
         parsed = json_loads(answer, 0, NULL);
         if (parsed == NULL) {
-            fprintf(stderr, "affiliated: %s: the answer can't be read\n", config->run.status_socket);
+            fprintf(
+                stderr, "affiliated: %s: the answer can't be read\n", config->run.status_socket);
             good = false;
         } else if (json) {
             good = status_all_up(parsed);

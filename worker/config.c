@@ -1,8 +1,8 @@
 /*
  * The typed table of settings, the INI reader in front of it and the printers behind it.
  *
- * A setting is one row: where it stands in the file, where it goes in struct config, what it may be, whether a reload
- * changes it. Nothing else in the daemon knows the names of settings.
+ * A setting is one row: where it stands in the file, where it goes in struct config, what it may
+ * be, whether a reload changes it. Nothing else in the daemon knows the names of settings.
  */
 
 #include "worker/config.h"
@@ -26,8 +26,8 @@ enum setting_type {
     SETTING_SIZE,     /* 512, 64k, 4m, 1g; stored in bytes */
     SETTING_CHOICE,   /* one of `choices`; stored as its index */
     SETTING_LIST,     /* words separated by commas or blanks */
-    SETTING_SECRET,   /* a file whose content goes to `content`; a name without '/' is a credential */
-    SETTING_PATH,     /* a file read later, looked up like a secret */
+    SETTING_SECRET, /* a file whose content goes to `content`; a name without '/' is a credential */
+    SETTING_PATH,   /* a file read later, looked up like a secret */
 };
 
 struct setting {
@@ -61,73 +61,95 @@ static const char *const config_log_formats[] = {"plain", "json", NULL};
 static const char *const config_log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 static const struct setting config_settings[] = {
-    {"run", "roles", SETTING_LIST, AT(run.roles), 0, "clicks, conversions, holds, projection, partitions", 1, 5,
-        false, NULL, "What this daemon does; each role is a thread with connections of its own."},
+    {"run", "roles", SETTING_LIST, AT(run.roles), 0,
+        "clicks, conversions, holds, projection, partitions", 1, 5, false, NULL,
+        "What this daemon does; each role is a thread with connections of its own."},
     {"run", "consumer", SETTING_STRING, AT(run.consumer), 0, "", 0, 128, false, NULL,
         "Name in the consumer groups. Must stay the same over restarts and differ between daemons. "
         "Empty: the host's name."},
-    {"run", "status_socket", SETTING_STRING, AT(run.status_socket), 0, "/run/affiliated/status.sock", 0, 107, false,
-        NULL, "Unix socket where `affiliated status` asks. Empty: none."},
-    {"run", "replay_window", SETTING_DURATION, AT(run.replay_window), 0, "1h", 0, 30 * DAY, true, NULL,
-        "How long stream entries stay after PostgreSQL has committed them, so that they can be applied again "
+    {"run", "status_socket", SETTING_STRING, AT(run.status_socket), 0,
+        "/run/affiliated/status.sock", 0, 107, false, NULL,
+        "Unix socket where `affiliated status` asks. Empty: none."},
+    {"run", "replay_window", SETTING_DURATION, AT(run.replay_window), 0, "1h", 0, 30 * DAY, true,
+        NULL,
+        "How long stream entries stay after PostgreSQL has committed them, so that they can be "
+        "applied again "
         "when a failover of PostgreSQL lost commits."},
-    {"run", "claim_idle", SETTING_DURATION, AT(run.claim_idle), 0, "5m", 10 * SECOND, DAY, true, NULL,
-        "Entries that another daemon took and did not finish for this long are taken over. Longer than the worst "
+    {"run", "claim_idle", SETTING_DURATION, AT(run.claim_idle), 0, "5m", 10 * SECOND, DAY, true,
+        NULL,
+        "Entries that another daemon took and did not finish for this long are taken over. Longer "
+        "than the worst "
         "batch."},
     {"run", "retry_min", SETTING_DURATION, AT(run.retry_min), 0, "50ms", 1, MINUTE, true, NULL,
         "First pause before trying again after an error; pauses grow with jitter."},
-    {"run", "retry_max", SETTING_DURATION, AT(run.retry_max), 0, "5s", 10, HOUR, true, NULL, "Longest such pause."},
-    {"run", "stall_limit", SETTING_DURATION, AT(run.stall_limit), 0, "5m", 10 * SECOND, DAY, true, NULL,
-        "A role without any progress for this long stops feeding systemd's watchdog. Longer than the longest "
+    {"run", "retry_max", SETTING_DURATION, AT(run.retry_max), 0, "5s", 10, HOUR, true, NULL,
+        "Longest such pause."},
+    {"run", "stall_limit", SETTING_DURATION, AT(run.stall_limit), 0, "5m", 10 * SECOND, DAY, true,
+        NULL,
+        "A role without any progress for this long stops feeding systemd's watchdog. Longer than "
+        "the longest "
         "statement."},
-    {"run", "shutdown_timeout", SETTING_DURATION, AT(run.shutdown_timeout), 0, "30s", SECOND, HOUR, true, NULL,
-        "How long SIGTERM waits for transactions under way; nothing is lost when it does not wait."},
+    {"run", "shutdown_timeout", SETTING_DURATION, AT(run.shutdown_timeout), 0, "30s", SECOND, HOUR,
+        true, NULL,
+        "How long SIGTERM waits for transactions under way; nothing is lost when it does not "
+        "wait."},
 
-    {"postgres", "conninfo", SETTING_STRING, AT(postgres.conninfo), 0, "dbname=affiliate", 1, 4096, true, NULL,
-        "libpq connection string; may name several hosts. target_session_attrs defaults to read-write."},
-    {"postgres", "password_file", SETTING_SECRET, AT(postgres.password_file), AT(postgres.password), "", 0, PATH_MAX,
-        true, NULL, "File that holds the password, or the name of a systemd credential."},
-    {"postgres", "connect_timeout", SETTING_DURATION, AT(postgres.connect_timeout), 0, "5s", SECOND, 10 * MINUTE, true,
-        NULL, "For each host; whole seconds."},
-    {"postgres", "tcp_user_timeout", SETTING_DURATION, AT(postgres.tcp_user_timeout), 0, "30s", SECOND, HOUR, true,
-        NULL, "How long sent data may stay unacknowledged before the connection counts as dead."},
-    {"postgres", "keepalives_idle", SETTING_DURATION, AT(postgres.keepalives_idle), 0, "30s", SECOND, HOUR, true, NULL,
-        "Silence before the first keepalive; whole seconds."},
-    {"postgres", "lock_timeout", SETTING_DURATION, AT(postgres.lock_timeout), 0, "30s", 100, HOUR, true, NULL,
-        "How long a statement waits for a lock before it is tried again."},
-
-    {"redis", "address", SETTING_LIST, AT(redis.address), 0, "127.0.0.1:6379", 1, CONFIG_LIST_MAX, true, NULL,
-        "unix:/path or host:port; the first of several that answers as a master is used."},
-    {"redis", "user", SETTING_STRING, AT(redis.user), 0, "", 0, 128, true, NULL, "ACL user; empty: the default one."},
-    {"redis", "password_file", SETTING_SECRET, AT(redis.password_file), AT(redis.password), "", 0, PATH_MAX, true, NULL,
+    {"postgres", "conninfo", SETTING_STRING, AT(postgres.conninfo), 0, "dbname=affiliate", 1, 4096,
+        true, NULL,
+        "libpq connection string; may name several hosts. target_session_attrs defaults to "
+        "read-write."},
+    {"postgres", "password_file", SETTING_SECRET, AT(postgres.password_file), AT(postgres.password),
+        "", 0, PATH_MAX, true, NULL,
         "File that holds the password, or the name of a systemd credential."},
+    {"postgres", "connect_timeout", SETTING_DURATION, AT(postgres.connect_timeout), 0, "5s", SECOND,
+        10 * MINUTE, true, NULL, "For each host; whole seconds."},
+    {"postgres", "tcp_user_timeout", SETTING_DURATION, AT(postgres.tcp_user_timeout), 0, "30s",
+        SECOND, HOUR, true, NULL,
+        "How long sent data may stay unacknowledged before the connection counts as dead."},
+    {"postgres", "keepalives_idle", SETTING_DURATION, AT(postgres.keepalives_idle), 0, "30s",
+        SECOND, HOUR, true, NULL, "Silence before the first keepalive; whole seconds."},
+    {"postgres", "lock_timeout", SETTING_DURATION, AT(postgres.lock_timeout), 0, "30s", 100, HOUR,
+        true, NULL, "How long a statement waits for a lock before it is tried again."},
+
+    {"redis", "address", SETTING_LIST, AT(redis.address), 0, "127.0.0.1:6379", 1, CONFIG_LIST_MAX,
+        true, NULL,
+        "unix:/path or host:port; the first of several that answers as a master is used."},
+    {"redis", "user", SETTING_STRING, AT(redis.user), 0, "", 0, 128, true, NULL,
+        "ACL user; empty: the default one."},
+    {"redis", "password_file", SETTING_SECRET, AT(redis.password_file), AT(redis.password), "", 0,
+        PATH_MAX, true, NULL, "File that holds the password, or the name of a systemd credential."},
     {"redis", "db", SETTING_INT, AT(redis.db), 0, "0", 0, 1023, true, NULL, "Database number."},
-    {"redis", "connect_timeout", SETTING_DURATION, AT(redis.connect_timeout), 0, "2s", 10, 10 * MINUTE, true, NULL,
-        "For each address."},
-    {"redis", "timeout", SETTING_DURATION, AT(redis.timeout), 0, "5s", SECOND, 10 * MINUTE, true, NULL,
-        "For one command; a blocking read waits half a second within it."},
+    {"redis", "connect_timeout", SETTING_DURATION, AT(redis.connect_timeout), 0, "2s", 10,
+        10 * MINUTE, true, NULL, "For each address."},
+    {"redis", "timeout", SETTING_DURATION, AT(redis.timeout), 0, "5s", SECOND, 10 * MINUTE, true,
+        NULL, "For one command; a blocking read waits half a second within it."},
     {"redis", "streams", SETTING_INT, AT(redis.streams), 0, "1", 1, CONFIG_STREAMS_MAX, false, NULL,
         "Streams a channel is spread over; the same number as affiliate_streams in nginx."},
 
     {"keys", "file", SETTING_PATH, AT(keys.file), 0, "keys", 1, PATH_MAX, true, NULL,
-        "Master keys, one `id hex` a line, the current one first; the same file as affiliate_key_file in nginx. "
+        "Master keys, one `id hex` a line, the current one first; the same file as "
+        "affiliate_key_file in nginx. "
         "A name without '/' is a systemd credential, or a file beside this one."},
 
     {"clicks", "threads", SETTING_INT, AT(clicks.threads), 0, "2", 1, 8, false, NULL,
         "Threads with connections of their own; while one commits, another copies."},
-    {"clicks", "batch_bytes", SETTING_SIZE, AT(clicks.batch_bytes), 0, "4m", 64 * 1024, 16 * 1024 * 1024, true, NULL,
+    {"clicks", "batch_bytes", SETTING_SIZE, AT(clicks.batch_bytes), 0, "4m", 64 * 1024,
+        16 * 1024 * 1024, true, NULL,
         "Stream data applied in one transaction; two of these are in memory for each thread."},
-    {"clicks", "batch_delay", SETTING_DURATION, AT(clicks.batch_delay), 0, "20ms", 0, MINUTE, true, NULL,
-        "How long a transaction waits for more clicks while there is little to do."},
+    {"clicks", "batch_delay", SETTING_DURATION, AT(clicks.batch_delay), 0, "20ms", 0, MINUTE, true,
+        NULL, "How long a transaction waits for more clicks while there is little to do."},
 
-    {"conversions", "batch_bytes", SETTING_SIZE, AT(conversions.batch_bytes), 0, "2m", 64 * 1024, 16 * 1024 * 1024,
-        true, NULL, "Stream data applied in one transaction; two of these are in memory."},
-    {"conversions", "batch_delay", SETTING_DURATION, AT(conversions.batch_delay), 0, "20ms", 0, MINUTE, true, NULL,
+    {"conversions", "batch_bytes", SETTING_SIZE, AT(conversions.batch_bytes), 0, "2m", 64 * 1024,
+        16 * 1024 * 1024, true, NULL,
+        "Stream data applied in one transaction; two of these are in memory."},
+    {"conversions", "batch_delay", SETTING_DURATION, AT(conversions.batch_delay), 0, "20ms", 0,
+        MINUTE, true, NULL,
         "How long a transaction waits for more events while there is little to do."},
-    {"conversions", "resolve_interval", SETTING_DURATION, AT(conversions.resolve_interval), 0, "1s", 10, HOUR, true,
-        NULL, "How often conversions that wait for their click are looked at again."},
-    {"conversions", "resolve_batch", SETTING_INT, AT(conversions.resolve_batch), 0, "5000", 1, 1000000, true, NULL,
-        "How many of them in one transaction."},
+    {"conversions", "resolve_interval", SETTING_DURATION, AT(conversions.resolve_interval), 0, "1s",
+        10, HOUR, true, NULL,
+        "How often conversions that wait for their click are looked at again."},
+    {"conversions", "resolve_batch", SETTING_INT, AT(conversions.resolve_batch), 0, "5000", 1,
+        1000000, true, NULL, "How many of them in one transaction."},
 
     {"holds", "interval", SETTING_DURATION, AT(holds.interval), 0, "1s", 10, DAY, true, NULL,
         "How often matured commissions are looked for."},
@@ -136,24 +158,28 @@ static const struct setting config_settings[] = {
 
     {"partitions", "ahead", SETTING_INT, AT(partitions.ahead), 0, "10", 7, 366, true, NULL,
         "Days for which click partitions exist in advance."},
-    {"partitions", "retention", SETTING_INT, AT(partitions.retention), 0, "400", 0, 36500, true, NULL,
-        "Days that clicks are kept; 0 keeps them for ever. Money never depends on it."},
-    {"partitions", "interval", SETTING_DURATION, AT(partitions.interval), 0, "1h", SECOND, DAY, true, NULL,
-        "How often partitions are created and dropped."},
+    {"partitions", "retention", SETTING_INT, AT(partitions.retention), 0, "400", 0, 36500, true,
+        NULL, "Days that clicks are kept; 0 keeps them for ever. Money never depends on it."},
+    {"partitions", "interval", SETTING_DURATION, AT(partitions.interval), 0, "1h", SECOND, DAY,
+        true, NULL, "How often partitions are created and dropped."},
 
-    {"projection", "interval", SETTING_DURATION, AT(projection.interval), 0, "1s", 10, HOUR, true, NULL,
-        "How often Redis is asked whether it still has the projection; changes themselves are notified at once."},
+    {"projection", "interval", SETTING_DURATION, AT(projection.interval), 0, "1s", 10, HOUR, true,
+        NULL,
+        "How often Redis is asked whether it still has the projection; changes themselves are "
+        "notified at once."},
     {"projection", "batch", SETTING_INT, AT(projection.batch), 0, "1000", 1, 10000, true, NULL,
         "Links and keys read and written at a time."},
 
-    {"log", "format", SETTING_CHOICE, AT(log.format), 0, "plain", 0, 0, true, config_log_formats, "Form of a line."},
-    {"log", "level", SETTING_CHOICE, AT(log.level), 0, "info", 0, 0, true, config_log_levels, "Least level shown."},
+    {"log", "format", SETTING_CHOICE, AT(log.format), 0, "plain", 0, 0, true, config_log_formats,
+        "Form of a line."},
+    {"log", "level", SETTING_CHOICE, AT(log.level), 0, "info", 0, 0, true, config_log_levels,
+        "Least level shown."},
 };
 
 #define SETTINGS (sizeof(config_settings) / sizeof(config_settings[0]))
 
-static void
-config_fail(struct config_reader *reader, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void config_fail(struct config_reader *reader, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 static void
 config_fail(struct config_reader *reader, const char *format, ...)
@@ -234,26 +260,30 @@ config_format_number(enum setting_type type, int64_t value, char *out, size_t si
 }
 
 static void
-config_set_number(struct config_reader *reader, struct config *config, const struct setting *setting, const char *text)
+config_set_number(struct config_reader *reader, struct config *config,
+    const struct setting *setting, const char *text)
 {
     const struct unit *units = setting->type == SETTING_DURATION ? config_duration_units
                                : setting->type == SETTING_SIZE   ? config_size_units
                                                                  : config_int_units;
-    const char *forms = setting->type == SETTING_DURATION ? "a duration such as 500ms, 5s, 10m, 1h or 7d"
-                        : setting->type == SETTING_SIZE   ? "a size such as 512, 64k or 4m"
-                                                          : "a whole number";
+    const char *forms = setting->type == SETTING_DURATION
+                            ? "a duration such as 500ms, 5s, 10m, 1h or 7d"
+                        : setting->type == SETTING_SIZE ? "a size such as 512, 64k or 4m"
+                                                        : "a whole number";
     char low[32], high[32];
     int64_t value;
 
     if (!config_parse_number(text, units, &value)) {
-        config_fail(reader, "%s.%s: \"%s\" is not %s", setting->section, setting->name, text, forms);
+        config_fail(
+            reader, "%s.%s: \"%s\" is not %s", setting->section, setting->name, text, forms);
         return;
     }
 
     if (value < setting->min || value > setting->max) {
         config_format_number(setting->type, setting->min, low, sizeof(low));
         config_format_number(setting->type, setting->max, high, sizeof(high));
-        config_fail(reader, "%s.%s: %s is not within %s and %s", setting->section, setting->name, text, low, high);
+        config_fail(reader, "%s.%s: %s is not within %s and %s", setting->section, setting->name,
+            text, low, high);
         return;
     }
 
@@ -261,7 +291,8 @@ config_set_number(struct config_reader *reader, struct config *config, const str
 }
 
 static void
-config_set_choice(struct config_reader *reader, struct config *config, const struct setting *setting, const char *text)
+config_set_choice(struct config_reader *reader, struct config *config,
+    const struct setting *setting, const char *text)
 {
     char choices[128];
     size_t len = 0;
@@ -274,10 +305,12 @@ config_set_choice(struct config_reader *reader, struct config *config, const str
     }
 
     for (int64_t i = 0; setting->choices[i] != NULL && len < sizeof(choices); i++) {
-        len += (size_t) snprintf(choices + len, sizeof(choices) - len, "%s%s", i == 0 ? "" : ", ", setting->choices[i]);
+        len += (size_t) snprintf(
+            choices + len, sizeof(choices) - len, "%s%s", i == 0 ? "" : ", ", setting->choices[i]);
     }
 
-    config_fail(reader, "%s.%s: \"%s\" is none of %s", setting->section, setting->name, text, choices);
+    config_fail(
+        reader, "%s.%s: \"%s\" is none of %s", setting->section, setting->name, text, choices);
 }
 
 /* False when memory is exhausted; the old value is freed. */
@@ -306,7 +339,8 @@ config_list_clear(struct config_list *list)
 }
 
 static void
-config_set_list(struct config_reader *reader, struct config *config, const struct setting *setting, const char *text)
+config_set_list(struct config_reader *reader, struct config *config, const struct setting *setting,
+    const char *text)
 {
     struct config_list *list = config_member(config, setting->offset);
 
@@ -322,7 +356,8 @@ config_set_list(struct config_reader *reader, struct config *config, const struc
         }
 
         if (list->count == CONFIG_LIST_MAX) {
-            config_fail(reader, "%s.%s: more than %d values", setting->section, setting->name, CONFIG_LIST_MAX);
+            config_fail(reader, "%s.%s: more than %d values", setting->section, setting->name,
+                CONFIG_LIST_MAX);
             return;
         }
 
@@ -337,8 +372,8 @@ config_set_list(struct config_reader *reader, struct config *config, const struc
     }
 
     if (list->count < setting->min || list->count > setting->max) {
-        config_fail(reader, "%s.%s: %u values; it takes %lld to %lld", setting->section, setting->name, list->count,
-            (long long) setting->min, (long long) setting->max);
+        config_fail(reader, "%s.%s: %u values; it takes %lld to %lld", setting->section,
+            setting->name, list->count, (long long) setting->min, (long long) setting->max);
     }
 }
 
@@ -377,7 +412,8 @@ config_resolve(const char *config_path, const char *name)
     return path;
 }
 
-/* Reads a whole file of at most `room` - 1 bytes; -1 with errno set (EFBIG if it is larger). NUL-terminated. */
+/* Reads a whole file of at most `room` - 1 bytes; -1 with errno set (EFBIG if it is larger).
+ * NUL-terminated. */
 static ssize_t
 config_read_file(const char *path, char *out, size_t room)
 {
@@ -407,7 +443,8 @@ config_read_file(const char *path, char *out, size_t room)
 }
 
 static void
-config_set_file(struct config_reader *reader, struct config *config, const struct setting *setting, const char *text)
+config_set_file(struct config_reader *reader, struct config *config, const struct setting *setting,
+    const char *text)
 {
     char **member = config_member(config, setting->offset);
     char secret[CONFIG_SECRET_MAX];
@@ -416,7 +453,8 @@ config_set_file(struct config_reader *reader, struct config *config, const struc
 
     if (text[0] == '\0') {
         if (!config_store(member, "") ||
-            (setting->type == SETTING_SECRET && !config_store(config_member(config, setting->content), ""))) {
+            (setting->type == SETTING_SECRET &&
+                !config_store(config_member(config, setting->content), ""))) {
             config_fail(reader, "out of memory");
         }
 
@@ -437,7 +475,8 @@ config_set_file(struct config_reader *reader, struct config *config, const struc
 
     len = config_read_file(*member, secret, sizeof(secret));
     if (len < 0) {
-        config_fail(reader, "%s.%s: %s: %s", setting->section, setting->name, *member, strerror(errno));
+        config_fail(
+            reader, "%s.%s: %s: %s", setting->section, setting->name, *member, strerror(errno));
         return;
     }
 
@@ -452,7 +491,8 @@ config_set_file(struct config_reader *reader, struct config *config, const struc
 }
 
 static void
-config_set(struct config_reader *reader, struct config *config, const struct setting *setting, const char *text)
+config_set(struct config_reader *reader, struct config *config, const struct setting *setting,
+    const char *text)
 {
     switch (setting->type) {
     case SETTING_INT:
@@ -472,8 +512,8 @@ config_set(struct config_reader *reader, struct config *config, const struct set
         break;
     case SETTING_STRING:
         if ((int64_t) strlen(text) < setting->min || (int64_t) strlen(text) > setting->max) {
-            config_fail(reader, "%s.%s: %zu characters; it takes %lld to %lld", setting->section, setting->name,
-                strlen(text), (long long) setting->min, (long long) setting->max);
+            config_fail(reader, "%s.%s: %zu characters; it takes %lld to %lld", setting->section,
+                setting->name, strlen(text), (long long) setting->min, (long long) setting->max);
         } else if (!config_store(config_member(config, setting->offset), text)) {
             config_fail(reader, "out of memory");
         }
@@ -513,9 +553,11 @@ config_find(const char *section, const char *name, bool *section_known)
     return NULL;
 }
 
-/* Reads one line, which is changed. `section` is the current one; `lines` tells where a setting was set before. */
+/* Reads one line, which is changed. `section` is the current one; `lines` tells where a setting was
+ * set before. */
 static void
-config_read_line(struct config_reader *reader, struct config *config, char *line, char **section, unsigned *lines)
+config_read_line(struct config_reader *reader, struct config *config, char *line, char **section,
+    unsigned *lines)
 {
     const struct setting *setting;
     bool known;
@@ -568,7 +610,8 @@ config_read_line(struct config_reader *reader, struct config *config, char *line
     }
 
     if (lines[setting - config_settings] != 0) {
-        config_fail(reader, "%s.%s was set before, in line %u", *section, line, lines[setting - config_settings]);
+        config_fail(reader, "%s.%s was set before, in line %u", *section, line,
+            lines[setting - config_settings]);
         return;
     }
 
@@ -598,7 +641,8 @@ config_read_text(struct config_reader *reader, struct config *config, char *text
         config_read_line(reader, config, line, &section, lines);
     }
 
-    /* Defaults come last, so that an error in a default's file is told only where the default is used. */
+    /* Defaults come last, so that an error in a default's file is told only where the default is
+     * used. */
     for (size_t i = 0; i < SETTINGS; i++) {
         if (lines[i] == 0) {
             config_set(reader, config, &config_settings[i], config_settings[i].fallback);
@@ -625,8 +669,10 @@ config_check(struct config_reader *reader, struct config *config)
     for (unsigned i = 0; i < config->redis.address.count; i++) {
         const char *address = config->redis.address.items[i];
 
-        if (strncmp(address, "unix:/", 6) != 0 && (strncmp(address, "unix:", 5) == 0 || strrchr(address, ':') == NULL)) {
-            config_fail(reader, "redis.address: \"%s\" is neither unix:/path nor host:port", address);
+        if (strncmp(address, "unix:/", 6) != 0 &&
+            (strncmp(address, "unix:", 5) == 0 || strrchr(address, ':') == NULL)) {
+            config_fail(
+                reader, "redis.address: \"%s\" is neither unix:/path nor host:port", address);
         }
     }
 
@@ -834,7 +880,8 @@ config_print_defaults(FILE *out)
         fputc('\n', out);
         config_print_wrapped(out, setting->help);
         config_print_bounds(out, setting);
-        fprintf(out, "#%s =%s%s\n", setting->name, setting->fallback[0] == '\0' ? "" : " ", setting->fallback);
+        fprintf(out, "#%s =%s%s\n", setting->name, setting->fallback[0] == '\0' ? "" : " ",
+            setting->fallback);
     }
 }
 
@@ -855,7 +902,8 @@ config_differs(const struct config *a, const struct config *b, const struct sett
         return differs;
     }
 
-    if (setting->type == SETTING_STRING || setting->type == SETTING_SECRET || setting->type == SETTING_PATH) {
+    if (setting->type == SETTING_STRING || setting->type == SETTING_SECRET ||
+        setting->type == SETTING_PATH) {
         return strcmp(*(char *const *) left, *(char *const *) right) != 0;
     }
 

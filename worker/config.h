@@ -1,6 +1,7 @@
 /*
- * The configuration: an INI file read through one typed table (config.c), from which `-t` and the documentation come,
- * too. A loaded configuration never changes; a reload makes a new one, and who still uses the old one holds it.
+ * The configuration: an INI file read through one typed table (config.c), from which `-t` and the
+ * documentation come, too. A loaded configuration never changes; a reload makes a new one, and who
+ * still uses the old one holds it.
  */
 
 #ifndef AFFILIATED_CONFIG_H
@@ -25,7 +26,8 @@ struct config_list {
     char *items[CONFIG_LIST_MAX];
 };
 
-/* Durations are in milliseconds, sizes in bytes. Strings are owned by the configuration, never NULL (empty if unset). */
+/* Durations are in milliseconds, sizes in bytes. Strings are owned by the configuration, never NULL
+ * (empty if unset). */
 struct config {
     atomic_uint references;
     char *path; /* the file it came from */
@@ -103,26 +105,28 @@ struct config {
 };
 
 /*
- * Reads `path`. Every mistake is printed to `errors` as "file:line: what and why"; NULL if there was one. The caller
- * holds one reference.
+ * Reads `path`. Every mistake is printed to `errors` as "file:line: what and why"; NULL if there
+ * was one. The caller holds one reference.
  */
 struct config *config_load(const char *path, FILE *errors);
 
 struct config *config_hold(struct config *config);
 void config_release(struct config *config); /* secrets are wiped with the last reference */
 
-/* Reads and parses the key file. On failure `error` (CONFIG_ERROR_MAX bytes) says why. Wipe the ring after use. */
+/* Reads and parses the key file. On failure `error` (CONFIG_ERROR_MAX bytes) says why. Wipe the
+ * ring after use. */
 bool config_read_keys(const struct config *config, struct aff_keyring *ring, char *error);
 
-/* --roles: replaces run.roles before the configuration is shared. Prints what is wrong with `text`, then false. */
+/* --roles: replaces run.roles before the configuration is shared. Prints what is wrong with `text`,
+ * then false. */
 bool config_override_roles(struct config *config, const char *text);
 
 /* Prints the table as an INI file: every setting with its help, default and bounds. */
 void config_print_defaults(FILE *out);
 
 /*
- * Settings of `new` that only take effect at a restart get `old`'s values; those that differed are named to `out`, one a
- * line. Before `new` is shared.
+ * Settings of `new` that only take effect at a restart get `old`'s values; those that differed are
+ * named to `out`, one a line. Before `new` is shared.
  */
 void config_carry_over(const struct config *old, struct config *new, FILE *out);
 

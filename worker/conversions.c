@@ -1,6 +1,6 @@
 /*
- * Conversions: COPY into the session's stage, then one call of affiliate.apply_conversions(), which decides everything.
- * Between transactions, events that waited for their click are looked at again.
+ * Conversions: COPY into the session's stage, then one call of affiliate.apply_conversions(), which
+ * decides everything. Between transactions, events that waited for their click are looked at again.
  */
 
 #include "worker/rows.h"
@@ -49,12 +49,14 @@ conversions_problem(const struct aff_conversion *conversion)
     }
 
     for (unsigned i = 0; i < conversion->items_count; i++) {
-        if (!copy_text_valid(conversion->items[i].sku) || !copy_text_valid(conversion->items[i].category)) {
+        if (!copy_text_valid(conversion->items[i].sku) ||
+            !copy_text_valid(conversion->items[i].category)) {
             return "an item is not UTF-8";
         }
     }
 
-    if (conversion->received_ms > CONVERSION_MS_MAX || conversion->occurred_ms > CONVERSION_MS_MAX) {
+    if (conversion->received_ms > CONVERSION_MS_MAX ||
+        conversion->occurred_ms > CONVERSION_MS_MAX) {
         return "a time is out of range";
     }
 
@@ -114,8 +116,8 @@ conversions_put_items(uint8_t *p, const struct aff_conversion *conversion)
 }
 
 uint8_t *
-conversions_put_row(
-    uint8_t *p, const struct aff_batch *batch, int64_t record, const struct aff_conversion *conversion)
+conversions_put_row(uint8_t *p, const struct aff_batch *batch, int64_t record,
+    const struct aff_conversion *conversion)
 {
     p = copy_raw16(p, CONVERSION_FIELDS);
     p = copy_put_int8(p, batch->spool_id);
@@ -130,12 +132,14 @@ conversions_put_row(
     p = copy_put_sanitized(p, conversion->idempotency_key);
     p = copy_put_bytes(p, conversion->body_hash, AFF_BODY_HASH_BYTES);
     p = conversions_put_time(p, conversion->received_ms);
-    p = conversion->occurred_ms == 0 ? copy_put_null(p) : conversions_put_time(p, conversion->occurred_ms);
+    p = conversion->occurred_ms == 0 ? copy_put_null(p)
+                                     : conversions_put_time(p, conversion->occurred_ms);
     p = copy_put_bytes(p, conversion->click_id, AFF_UUID_BYTES);
     p = copy_put_sanitized(p, conversion->order_id);
     p = copy_put_int2(p, conversion->status);
     p = copy_put_int2(p, conversion->customer);
-    p = conversion->has_amount ? copy_put_int8(p, (uint64_t) conversion->amount_minor) : copy_put_null(p);
+    p = conversion->has_amount ? copy_put_int8(p, (uint64_t) conversion->amount_minor)
+                               : copy_put_null(p);
     p = copy_put_optional(p, aff_slice_of(conversion->currency));
     p = copy_put_optional(p, conversion->refund_id);
     p = copy_put_optional(p, conversion->reason);
@@ -151,7 +155,8 @@ conversions_store_record(struct stream *stream, const struct entry *entry, int64
     const char *problem;
     uint8_t *p;
 
-    if (frame->type != AFF_FRAME_CONVERSION || !aff_conversion_decode(frame->version, frame->payload, &conversion)) {
+    if (frame->type != AFF_FRAME_CONVERSION ||
+        !aff_conversion_decode(frame->version, frame->payload, &conversion)) {
         problem = "not a conversion";
     } else {
         problem = conversions_problem(&conversion);
@@ -175,9 +180,11 @@ conversions_store_record(struct stream *stream, const struct entry *entry, int64
         return false;
     }
 
-    conversions->rows.len += (size_t) (conversions_put_row(p, &entry->batch, record, &conversion) - p);
+    conversions->rows.len +=
+        (size_t) (conversions_put_row(p, &entry->batch, record, &conversion) - p);
     stream->stored++;
-    return conversions->rows.len < COPY_CHUNK / 2 || copy_send(stream->pg, &conversions->rows, error);
+    return conversions->rows.len < COPY_CHUNK / 2 ||
+           copy_send(stream->pg, &conversions->rows, error);
 }
 
 static bool
@@ -195,7 +202,8 @@ conversions_apply(struct stream *stream, struct pg_error *error)
         {"review", COUNTER_REVIEW},
         {"rejected", COUNTER_REJECTED},
     };
-    PGresult *result = pg_query(stream->pg, "select * from affiliate.apply_conversions()", 0, NULL, 0, error);
+    PGresult *result =
+        pg_query(stream->pg, "select * from affiliate.apply_conversions()", 0, NULL, 0, error);
 
     if (result == NULL) {
         return false;
@@ -205,7 +213,8 @@ conversions_apply(struct stream *stream, struct pg_error *error)
         int column = PQfnumber(result, columns[i].column);
 
         if (column >= 0 && PQntuples(result) == 1) {
-            role_count(stream->role, columns[i].counter, strtoull(PQgetvalue(result, 0, column), NULL, 10));
+            role_count(stream->role, columns[i].counter,
+                strtoull(PQgetvalue(result, 0, column), NULL, 10));
         }
     }
 
@@ -214,7 +223,8 @@ conversions_apply(struct stream *stream, struct pg_error *error)
 }
 
 static bool
-conversions_store(struct stream *stream, const struct entry *entries, size_t count, int64_t only, struct pg_error *error)
+conversions_store(struct stream *stream, const struct entry *entries, size_t count, int64_t only,
+    struct pg_error *error)
 {
     struct conversions *conversions = stream->data;
 
@@ -229,7 +239,8 @@ conversions_store(struct stream *stream, const struct entry *entries, size_t cou
             continue;
         }
 
-        while ((only < 0 || walk.record < only || !walk.begun) && stream_walk(stream, &entries[i], &walk, &frame)) {
+        while ((only < 0 || walk.record < only || !walk.begun) &&
+               stream_walk(stream, &entries[i], &walk, &frame)) {
             if ((only < 0 || walk.record == only) &&
                 !conversions_store_record(stream, &entries[i], walk.record, &frame, error)) {
                 return false;
@@ -265,7 +276,8 @@ conversions_turn(struct stream *stream, struct pg_error *error)
     }
 
     snprintf(batch, sizeof(batch), "%lld", (long long) config->conversions.resolve_batch);
-    result = pg_query(stream->pg, "select affiliate.resolve_waiting($1::integer)", 1, values, 0, error);
+    result =
+        pg_query(stream->pg, "select affiliate.resolve_waiting($1::integer)", 1, values, 0, error);
     if (result == NULL) {
         return false;
     }
@@ -303,5 +315,5 @@ conversions_serve(struct role *role)
 const struct role_kind conversions_role = {.name = "conversions",
     .serve = conversions_serve,
     .counters = STREAM_COUNTERS | 1ULL << COUNTER_APPLIED | 1ULL << COUNTER_DUPLICATES |
-                1ULL << COUNTER_ACCEPTED | 1ULL << COUNTER_REVIEW | 1ULL << COUNTER_REJECTED | 1ULL << COUNTER_PARKED |
-                1ULL << COUNTER_RESOLVED};
+                1ULL << COUNTER_ACCEPTED | 1ULL << COUNTER_REVIEW | 1ULL << COUNTER_REJECTED |
+                1ULL << COUNTER_PARKED | 1ULL << COUNTER_RESOLVED};

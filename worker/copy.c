@@ -2,12 +2,14 @@
 
 #include <stdlib.h>
 
-static const uint8_t copy_header[] = "PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0"; /* signature, flags 0, no extension */
+static const uint8_t copy_header[] =
+    "PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0"; /* signature, flags 0, no extension */
 #define COPY_HEADER_BYTES 19
 
 static const uint8_t copy_trailer[] = {0xff, 0xff};
 
-_Static_assert(sizeof(copy_header) == COPY_HEADER_BYTES, "signature (11), flags (4), extension length (4)");
+_Static_assert(
+    sizeof(copy_header) == COPY_HEADER_BYTES, "signature (11), flags (4), extension length (4)");
 
 uint8_t *
 copy_room(struct copy_buffer *buffer, size_t bytes)
@@ -61,7 +63,8 @@ copy_begin(PGconn *conn, const char *sql, struct pg_error *error)
 bool
 copy_send(PGconn *conn, struct copy_buffer *buffer, struct pg_error *error)
 {
-    bool ok = buffer->len == 0 || PQputCopyData(conn, (const char *) buffer->data, (int) buffer->len) == 1;
+    bool ok = buffer->len == 0 ||
+              PQputCopyData(conn, (const char *) buffer->data, (int) buffer->len) == 1;
 
     buffer->len = 0;
     if (!ok) {
@@ -96,7 +99,8 @@ copy_finish(PGconn *conn, struct pg_error *error)
 bool
 copy_end(PGconn *conn, struct pg_error *error)
 {
-    if (PQputCopyData(conn, (const char *) copy_trailer, sizeof(copy_trailer)) != 1 || PQputCopyEnd(conn, NULL) != 1) {
+    if (PQputCopyData(conn, (const char *) copy_trailer, sizeof(copy_trailer)) != 1 ||
+        PQputCopyEnd(conn, NULL) != 1) {
         pg_error_of(conn, NULL, error);
         return false;
     }
@@ -119,12 +123,12 @@ copy_sequence(const uint8_t *p, size_t len)
         need = 2;
     } else if (p[0] >= 0xe0 && p[0] <= 0xef) {
         need = 3;
-        low = p[0] == 0xe0 ? 0xa0 : low;    /* no overlong forms */
-        high = p[0] == 0xed ? 0x9f : high;  /* no surrogates */
+        low = p[0] == 0xe0 ? 0xa0 : low;   /* no overlong forms */
+        high = p[0] == 0xed ? 0x9f : high; /* no surrogates */
     } else if (p[0] >= 0xf0 && p[0] <= 0xf4) {
         need = 4;
         low = p[0] == 0xf0 ? 0x90 : low;
-        high = p[0] == 0xf4 ? 0x8f : high;  /* up to U+10FFFF */
+        high = p[0] == 0xf4 ? 0x8f : high; /* up to U+10FFFF */
     } else {
         return 0;
     }
@@ -142,7 +146,8 @@ copy_sequence(const uint8_t *p, size_t len)
     return need;
 }
 
-/* Bytes at the front that are ASCII without NUL, eight at a time; a few may be left to the slow way. */
+/* Bytes at the front that are ASCII without NUL, eight at a time; a few may be left to the slow
+ * way. */
 static size_t
 copy_plain_prefix(const uint8_t *p, size_t len)
 {

@@ -1,8 +1,9 @@
 /*
- * Rows in COPY's binary format ("COPY", File Formats, in PostgreSQL's manual), and their way to the server.
+ * Rows in COPY's binary format ("COPY", File Formats, in PostgreSQL's manual), and their way to the
+ * server.
  *
- * Each copy_put_*() writes one field, its length first, at `p` and returns the place behind it. None checks for room:
- * copy_room() makes it once a row.
+ * Each copy_put_*() writes one field, its length first, at `p` and returns the place behind it.
+ * None checks for room: copy_room() makes it once a row.
  */
 
 #ifndef AFFILIATED_COPY_H
@@ -37,7 +38,8 @@ bool copy_end(PGconn *conn, struct pg_error *error);
 
 /* True if PostgreSQL takes `text` as it is: valid UTF-8 without NUL. */
 bool copy_text_valid(struct aff_slice text);
-/* The text's bytes, each that PostgreSQL would not take replaced by U+FFFD: at most three times as many. */
+/* The text's bytes, each that PostgreSQL would not take replaced by U+FFFD: at most three times as
+ * many. */
 uint8_t *copy_put_sanitized(uint8_t *p, struct aff_slice text);
 
 static inline uint8_t *
@@ -111,7 +113,8 @@ copy_put_optional(uint8_t *p, struct aff_slice text)
     return text.len == 0 ? copy_put_null(p) : copy_put_sanitized(p, text);
 }
 
-/* Opens a one-dimensional array of `count` elements (fields, each with its length, follow). Ended by copy_array_end().
+/* Opens a one-dimensional array of `count` elements (fields, each with its length, follow). Ended
+ * by copy_array_end().
  */
 static inline uint8_t *
 copy_array_begin(uint8_t *p, uint32_t element_oid, uint32_t count, bool has_nulls)

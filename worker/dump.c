@@ -1,8 +1,8 @@
 /*
  * Two readers, of segment files and of stream entries, over one walk of frames.
  *
- * A segment is read into memory at once, which bounds it, and is never mapped: nginx may remove it at any time. The
- * layout of its header is the spool's (ngx_module/ngx_http_affiliate_spool.c):
+ * A segment is read into memory at once, which bounds it, and is never mapped: nginx may remove it
+ * at any time. The layout of its header is the spool's (ngx_module/ngx_http_affiliate_spool.c):
  *
  *    0  u64  "AFSPUSED" or "AFSPFREE"
  *    8  u32  version
@@ -14,8 +14,8 @@
  *   48  u64  size of the file
  *   56  u64  zero
  *
- * Behind a damaged frame the next whole one is looked for, since a spool file that was put aside is here to be rescued.
- * That search is bounded by the bytes it may check.
+ * Behind a damaged frame the next whole one is looked for, since a spool file that was put aside is
+ * here to be rescued. That search is bounded by the bytes it may check.
  */
 
 #include "worker/dump.h"
@@ -48,7 +48,8 @@
 #define ENTRIES_A_READ       16
 #define BOUNDARY_BYTES       8
 
-static const char *const dump_channels[] = {[AFF_CHANNEL_CLICKS] = "clicks", [AFF_CHANNEL_CONVERSIONS] = "conversions"};
+static const char *const dump_channels[] = {
+    [AFF_CHANNEL_CLICKS] = "clicks", [AFF_CHANNEL_CONVERSIONS] = "conversions"};
 
 /* --- values --- */
 
@@ -72,7 +73,8 @@ dump_text(struct aff_slice text)
         return NULL;
     }
 
-    value = json_stringn((const char *) copy + 4, (size_t) (copy_put_sanitized(copy, text) - copy) - 4);
+    value =
+        json_stringn((const char *) copy + 4, (size_t) (copy_put_sanitized(copy, text) - copy) - 4);
     free(copy);
     return value;
 }
@@ -177,7 +179,8 @@ dump_prefix(json_t *object, const struct aff_click *click)
     if (click->address_family == 4) {
         snprintf(text, sizeof(text), "%u.%u.%u.0/24", p[0], p[1], p[2]);
     } else if (click->address_family == 6) {
-        snprintf(text, sizeof(text), "%x:%x:%x::/48", p[0] << 8 | p[1], p[2] << 8 | p[3], p[4] << 8 | p[5]);
+        snprintf(text, sizeof(text), "%x:%x:%x::/48", p[0] << 8 | p[1], p[2] << 8 | p[3],
+            p[4] << 8 | p[5]);
     } else {
         return;
     }
@@ -248,8 +251,9 @@ dump_items(const struct aff_conversion *conversion)
 static json_t *
 dump_conversion(uint8_t version, struct aff_slice payload)
 {
-    static const char *const sources[] = {
-        [AFF_SOURCE_SINGLE] = "single", [AFF_SOURCE_BATCH] = "batch", [AFF_SOURCE_POSTBACK] = "postback"};
+    static const char *const sources[] = {[AFF_SOURCE_SINGLE] = "single",
+        [AFF_SOURCE_BATCH] = "batch",
+        [AFF_SOURCE_POSTBACK] = "postback"};
     struct aff_conversion conversion;
     const char *status, *customer;
     json_t *object;
@@ -269,7 +273,8 @@ dump_conversion(uint8_t version, struct aff_slice payload)
     json_object_set_new(object, "position", json_integer(conversion.position));
     dump_set_text(object, "key", conversion.key_id);
     dump_set_text(object, "idempotency_key", conversion.idempotency_key);
-    json_object_set_new(object, "body_hash", dump_hex(conversion.body_hash, sizeof(conversion.body_hash)));
+    json_object_set_new(
+        object, "body_hash", dump_hex(conversion.body_hash, sizeof(conversion.body_hash)));
     json_object_set_new(object, "received_at", dump_time(conversion.received_ms));
     if (conversion.occurred_ms != 0) {
         json_object_set_new(object, "occurred_at", dump_time(conversion.occurred_ms));
@@ -398,13 +403,15 @@ dump_rest(const struct dump *dump, size_t offset)
     return aff_slice(dump->data.data + offset, dump->data.len - offset);
 }
 
-/* The next whole frame behind `offset`; the end of the data if there is none, or the search has gone far enough. */
+/* The next whole frame behind `offset`; the end of the data if there is none, or the search has
+ * gone far enough. */
 static size_t
 dump_search(struct dump *dump, size_t offset)
 {
     struct aff_frame frame;
 
-    for (offset += AFF_FRAME_ALIGN; offset + AFF_FRAME_HEADER_BYTES <= dump->data.len; offset += AFF_FRAME_ALIGN) {
+    for (offset += AFF_FRAME_ALIGN; offset + AFF_FRAME_HEADER_BYTES <= dump->data.len;
+         offset += AFF_FRAME_ALIGN) {
         struct aff_slice rest = dump_rest(dump, offset);
         uint32_t length = aff_load_le32(rest.data);
 
@@ -432,7 +439,8 @@ dump_frames(struct dump *dump, bool rescue)
     struct aff_frame frame;
 
     while (dump->offset < dump->data.len) {
-        enum aff_frame_result result = aff_frame_read(dump_rest(dump, dump->offset), dump->seed, &frame);
+        enum aff_frame_result result =
+            aff_frame_read(dump_rest(dump, dump->offset), dump->seed, &frame);
         size_t next;
         json_t *line;
 
@@ -490,7 +498,8 @@ dump_segment(struct aff_slice file, const char *name, FILE *out)
     }
 
     if (aff_load_le32(p + 8) != SEGMENT_VERSION) {
-        return dump_not_a_segment(out, name, "a segment of another version than this program knows");
+        return dump_not_a_segment(
+            out, name, "a segment of another version than this program knows");
     }
 
     channel = aff_load_le64(p + 16);
@@ -513,9 +522,11 @@ dump_segment(struct aff_slice file, const char *name, FILE *out)
     json_object_set_new(line, "segment", dump_unsigned(number));
     json_object_set_new(line, "begun_at", dump_time(aff_load_le64(p + 40)));
     json_object_set_new(line, "size", dump_unsigned(aff_load_le64(p + 48)));
-    json_object_set_new(line, "mac", json_string("unverified")); /* the spool has none: its batches get one when sent */
+    json_object_set_new(line, "mac",
+        json_string("unverified")); /* the spool has none: its batches get one when sent */
     if (dump.damaged) {
-        json_object_set_new(line, "error", json_string("the file has another size than its header says"));
+        json_object_set_new(
+            line, "error", json_string("the file has another size than its header says"));
     }
     dump_line(out, line);
 
@@ -555,7 +566,8 @@ dump_file(const char *name, FILE *out)
     }
 
     data = malloc((size_t) st.st_size + 1);
-    while (data != NULL && len < (size_t) st.st_size && (n = read(fd, data + len, (size_t) st.st_size - len)) > 0) {
+    while (data != NULL && len < (size_t) st.st_size &&
+           (n = read(fd, data + len, (size_t) st.st_size - len)) > 0) {
         len += (size_t) n;
     }
 
@@ -574,14 +586,16 @@ dump_file(const char *name, FILE *out)
 /* --- streams --- */
 
 bool
-dump_entry(struct aff_slice entry, const char *stream, const char *id, const struct aff_keyring *ring, FILE *out)
+dump_entry(struct aff_slice entry, const char *stream, const char *id,
+    const struct aff_keyring *ring, FILE *out)
 {
     struct aff_batch batch;
     enum aff_batch_result result = aff_batch_read(entry, ring, &batch);
     struct dump dump = {.out = out};
     json_t *line = json_object();
 
-    json_object_set_new(line, "kind", json_string(result == AFF_BATCH_MALFORMED ? "malformed" : "batch"));
+    json_object_set_new(
+        line, "kind", json_string(result == AFF_BATCH_MALFORMED ? "malformed" : "batch"));
     json_object_set_new(line, "stream", dump_text(aff_slice_of(stream)));
     json_object_set_new(line, "id", json_string(id));
     if (result == AFF_BATCH_MALFORMED) {
@@ -597,7 +611,7 @@ dump_entry(struct aff_slice entry, const char *stream, const char *id, const str
     json_object_set_new(line, "records", json_integer(batch.records));
     json_object_set_new(line, "bytes", json_integer((json_int_t) entry.len));
     json_object_set_new(line, "mac",
-        json_string(ring == NULL              ? "unverified"
+        json_string(ring == NULL             ? "unverified"
                     : result == AFF_BATCH_OK ? "verified"
                                              : "forged"));
     dump_line(out, line);
@@ -620,7 +634,8 @@ static struct aff_slice
 dump_field(const redisReply *fields)
 {
     for (size_t i = 0; i + 1 < fields->elements; i += 2) {
-        if (fields->element[i]->type == REDIS_REPLY_STRING && fields->element[i + 1]->type == REDIS_REPLY_STRING &&
+        if (fields->element[i]->type == REDIS_REPLY_STRING &&
+            fields->element[i + 1]->type == REDIS_REPLY_STRING &&
             strcmp(fields->element[i]->str, AFF_STREAM_FIELD) == 0) {
             return aff_slice(fields->element[i + 1]->str, (size_t) fields->element[i + 1]->len);
         }
@@ -638,7 +653,8 @@ dump_page(const redisReply *page, const char *stream, const struct aff_keyring *
     for (size_t i = 0; i < page->elements; i++) {
         const redisReply *pair = page->element[i];
 
-        if (pair->type == REDIS_REPLY_ARRAY && pair->elements == 2 && pair->element[0]->type == REDIS_REPLY_STRING &&
+        if (pair->type == REDIS_REPLY_ARRAY && pair->elements == 2 &&
+            pair->element[0]->type == REDIS_REPLY_STRING &&
             pair->element[1]->type == REDIS_REPLY_ARRAY) {
             const char *id = pair->element[0]->str;
 
@@ -651,7 +667,8 @@ dump_page(const redisReply *page, const char *stream, const struct aff_keyring *
 }
 
 static bool
-dump_stream(const struct config *config, const struct dump_range *range, const struct aff_keyring *ring)
+dump_stream(
+    const struct config *config, const struct dump_range *range, const struct aff_keyring *ring)
 {
     struct redis redis = {0};
     uint64_t left = range->count;
@@ -666,10 +683,12 @@ dump_stream(const struct config *config, const struct dump_range *range, const s
     snprintf(from, sizeof(from), "%s", range->from);
     while (left > 0) {
         size_t got = 0, wanted = left < ENTRIES_A_READ ? (size_t) left : ENTRIES_A_READ;
-        redisReply *page = redis_command(&redis, "XRANGE %s %s %s COUNT %d", range->stream, from, range->to, (int) wanted);
+        redisReply *page = redis_command(
+            &redis, "XRANGE %s %s %s COUNT %d", range->stream, from, range->to, (int) wanted);
 
         if (page == NULL || page->type != REDIS_REPLY_ARRAY) {
-            fprintf(stderr, "affiliated dump: %s: %s\n", range->stream, page == NULL ? redis.error : "is no stream");
+            fprintf(stderr, "affiliated dump: %s: %s\n", range->stream,
+                page == NULL ? redis.error : "is no stream");
             freeReplyObject(page);
             ok = false;
             break;
@@ -715,7 +734,8 @@ dump_usage(const char *why)
     fprintf(stderr,
         "affiliated dump: %s\n"
         "usage: affiliated dump FILE...\n"
-        "       affiliated dump --stream clicks|clicks:N|conversions|KEY [--from ID] [--to ID] [--count N]\n",
+        "       affiliated dump --stream clicks|clicks:N|conversions|KEY [--from ID] [--to ID] "
+        "[--count N]\n",
         why);
     return COMMAND_USAGE;
 }
@@ -742,7 +762,8 @@ dump_command(struct config *config, int argc, char **argv)
 {
     static const struct option options[] = {{"stream", required_argument, NULL, 's'},
         {"from", required_argument, NULL, 'f'}, {"to", required_argument, NULL, 't'},
-        {"count", required_argument, NULL, 'n'}, {"json", no_argument, NULL, 'j'}, {NULL, 0, NULL, 0}};
+        {"count", required_argument, NULL, 'n'}, {"json", no_argument, NULL, 'j'},
+        {NULL, 0, NULL, 0}};
     struct dump_range range = {.from = "-", .to = "+", .count = UINT64_MAX};
     char key[256];
     char *end;

@@ -1,4 +1,5 @@
-/* Holds: commissions whose hold is over become payable. PostgreSQL finds, decides and posts; this only calls. */
+/* Holds: commissions whose hold is over become payable. PostgreSQL finds, decides and posts; this
+ * only calls. */
 
 #include "worker/role.h"
 

@@ -1,6 +1,6 @@
 /*
- * One writer to standard error, plain or JSON, one line an event, whole lines only. What is logged is a change of
- * state, never a request; never a secret.
+ * One writer to standard error, plain or JSON, one line an event, whole lines only. What is logged
+ * is a change of state, never a request; never a secret.
  */
 
 #ifndef AFFILIATED_LOG_H
@@ -36,11 +36,11 @@ void log_write(enum log_level level, const char *format, ...) __attribute__((for
 #define log_error(...)   log_write(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warning(...) log_write(LOG_LEVEL_WARNING, __VA_ARGS__)
 #define log_info(...)    log_write(LOG_LEVEL_INFO, __VA_ARGS__)
-#define log_debug(...)                                                                                                 \
-    do {                                                                                                               \
-        if (log_enabled(LOG_LEVEL_DEBUG)) {                                                                            \
-            log_write(LOG_LEVEL_DEBUG, __VA_ARGS__);                                                                   \
-        }                                                                                                              \
+#define log_debug(...)                                                                             \
+    do {                                                                                           \
+        if (log_enabled(LOG_LEVEL_DEBUG)) {                                                        \
+            log_write(LOG_LEVEL_DEBUG, __VA_ARGS__);                                               \
+        }                                                                                          \
     } while (0)
 
 /* Copies libpq's or hiredis's message without its line ends. `to` is NUL-terminated. */

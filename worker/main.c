@@ -15,7 +15,8 @@
 static int main_help(struct config *config, int argc, char **argv);
 
 const struct command daemon_commands[] = {
-    {"run", run_command, "[--roles=ROLE,...]", "do the work: drain the streams, release holds, project links"},
+    {"run", run_command, "[--roles=ROLE,...]",
+        "do the work: drain the streams, release holds, project links"},
     {"migrate", migrate_command, "", "bring the database's schema up to date"},
     {"check", check_command, "", "look whether everything is there that `run` needs (also -t)"},
     {"help", main_help, "", "this text"},
@@ -37,8 +38,8 @@ main_usage(FILE *out)
 
     for (size_t t = 0; t < TABLES; t++) {
         for (const struct command *command = main_tables[t]; command->name != NULL; command++) {
-            fprintf(out, "  %s%s%s\n      %s\n", command->name, command->usage[0] == '\0' ? "" : " ", command->usage,
-                command->summary);
+            fprintf(out, "  %s%s%s\n      %s\n", command->name,
+                command->usage[0] == '\0' ? "" : " ", command->usage, command->summary);
         }
     }
 

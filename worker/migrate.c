@@ -1,7 +1,8 @@
 /*
  * `affiliated migrate`: each step in a transaction of its own, under an advisory lock, once.
  *
- * A step that was applied is never changed: its checksum is kept. A database that is ahead of this binary is refused.
+ * A step that was applied is never changed: its checksum is kept. A database that is ahead of this
+ * binary is refused.
  */
 
 #include "worker/migrate.h"
@@ -15,10 +16,11 @@
 
 #define CHECKSUM_CHARS 64
 
-static const char migrate_table_sql[] = "create schema if not exists affiliate; "
-                                        "create table if not exists affiliate.schema_version ("
-                                        "version integer primary key, name text not null, checksum text not null, "
-                                        "applied_at timestamptz not null default now())";
+static const char migrate_table_sql[] =
+    "create schema if not exists affiliate; "
+    "create table if not exists affiliate.schema_version ("
+    "version integer primary key, name text not null, checksum text not null, "
+    "applied_at timestamptz not null default now())";
 
 int
 migrate_latest(void)
@@ -62,8 +64,8 @@ migrate_find(int version)
 int
 migrate_version(PGconn *conn, const char **mismatch, struct pg_error *error)
 {
-    PGresult *result =
-        pg_query(conn, "select to_regclass('affiliate.schema_version') is not null", 0, NULL, 0, error);
+    PGresult *result = pg_query(
+        conn, "select to_regclass('affiliate.schema_version') is not null", 0, NULL, 0, error);
     int version = 0;
     bool there;
 
@@ -78,7 +80,9 @@ migrate_version(PGconn *conn, const char **mismatch, struct pg_error *error)
         return 0;
     }
 
-    result = pg_query(conn, "select version, checksum from affiliate.schema_version order by version", 0, NULL, 0, error);
+    result =
+        pg_query(conn, "select version, checksum from affiliate.schema_version order by version", 0,
+            NULL, 0, error);
     if (result == NULL) {
         return -1;
     }
@@ -90,7 +94,8 @@ migrate_version(PGconn *conn, const char **mismatch, struct pg_error *error)
         version = atoi(PQgetvalue(result, i, 0));
         m = migrate_find(version);
         if (m != NULL && *mismatch == NULL &&
-            (!migrate_checksum(m->sql, checksum) || strcmp(checksum, PQgetvalue(result, i, 1)) != 0)) {
+            (!migrate_checksum(m->sql, checksum) ||
+                strcmp(checksum, PQgetvalue(result, i, 1)) != 0)) {
             *mismatch = m->name;
         }
     }
@@ -118,8 +123,9 @@ migrate_apply(PGconn *conn, const struct migration *m, struct pg_error *error)
     }
 
     result = PQexecParams(conn,
-        "insert into affiliate.schema_version (version, name, checksum) values ($1::integer, $2, $3)", 3, NULL, values,
-        NULL, NULL, 0);
+        "insert into affiliate.schema_version (version, name, checksum) values ($1::integer, $2, "
+        "$3)",
+        3, NULL, values, NULL, NULL, 0);
     ok = PQresultStatus(result) == PGRES_COMMAND_OK;
     if (!ok) {
         pg_error_of(conn, result, error);
@@ -138,7 +144,8 @@ migrate_run(PGconn *conn)
 
     /* A migration that waits for a lock must not stop everybody who comes behind it. */
     if (!pg_command(conn, "set lock_timeout = '10s'", &error) ||
-        !pg_command(conn, "select pg_advisory_lock(hashtextextended('affiliated migrate', 0))", &error) ||
+        !pg_command(
+            conn, "select pg_advisory_lock(hashtextextended('affiliated migrate', 0))", &error) ||
         (version = migrate_version(conn, &mismatch, &error)) < 0 ||
         (version == 0 && !pg_command(conn, migrate_table_sql, &error))) {
         fprintf(stderr, "affiliated migrate: %s\n", error.message);
@@ -146,14 +153,18 @@ migrate_run(PGconn *conn)
     }
 
     if (version > migrate_latest()) {
-        fprintf(stderr, "affiliated migrate: the database has schema version %d, this program knows %d: install a newer one\n",
+        fprintf(stderr,
+            "affiliated migrate: the database has schema version %d, this program knows %d: "
+            "install a newer one\n",
             version, migrate_latest());
         return COMMAND_FAILED;
     }
 
     if (mismatch != NULL) {
-        fprintf(stderr, "affiliated migrate: %s was applied in another form than this program's: wrong program, or an "
-                        "unreleased one\n",
+        fprintf(stderr,
+            "affiliated migrate: %s was applied in another form than this program's: wrong "
+            "program, or an "
+            "unreleased one\n",
             mismatch);
         return COMMAND_FAILED;
     }
@@ -164,8 +175,8 @@ migrate_run(PGconn *conn)
         }
 
         if (!migrate_apply(conn, m, &error)) {
-            fprintf(stderr, "affiliated migrate: %s: %s%s%s\n", m->name, error.sqlstate, error.sqlstate[0] ? " " : "",
-                error.message);
+            fprintf(stderr, "affiliated migrate: %s: %s%s%s\n", m->name, error.sqlstate,
+                error.sqlstate[0] ? " " : "", error.message);
             return COMMAND_FAILED;
         }
 

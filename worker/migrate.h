@@ -17,8 +17,8 @@ extern const struct migration migrations[];
 int migrate_latest(void);
 
 /*
- * The database's version: 0 for an empty one. `*mismatch` names the first step that differs from this binary's (static,
- * NULL if none does). -1 on an error.
+ * The database's version: 0 for an empty one. `*mismatch` names the first step that differs from
+ * this binary's (static, NULL if none does). -1 on an error.
  */
 int migrate_version(PGconn *conn, const char **mismatch, struct pg_error *error);
 

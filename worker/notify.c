@@ -20,7 +20,8 @@ notify_open(void)
     const char *usec = getenv("WATCHDOG_USEC");
     const char *pid = getenv("WATCHDOG_PID");
 
-    if (path != NULL && (path[0] == '/' || path[0] == '@') && strlen(path) < sizeof(notify_address.sun_path)) {
+    if (path != NULL && (path[0] == '/' || path[0] == '@') &&
+        strlen(path) < sizeof(notify_address.sun_path)) {
         notify_address.sun_family = AF_UNIX;
         memcpy(notify_address.sun_path, path, strlen(path));
         if (path[0] == '@') {

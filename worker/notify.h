@@ -1,4 +1,5 @@
-/* systemd's notification protocol (sd_notify(3)): datagrams to $NOTIFY_SOCKET. Without one, nothing happens. */
+/* systemd's notification protocol (sd_notify(3)): datagrams to $NOTIFY_SOCKET. Without one, nothing
+ * happens. */
 
 #ifndef AFFILIATED_NOTIFY_H
 #define AFFILIATED_NOTIFY_H

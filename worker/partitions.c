@@ -1,4 +1,5 @@
-/* Partitions: those of the coming days exist ahead of time, those beyond retention go. Safe beside other daemons. */
+/* Partitions: those of the coming days exist ahead of time, those beyond retention go. Safe beside
+ * other daemons. */
 
 #include "worker/role.h"
 
@@ -14,7 +15,8 @@ partitions_maintain(struct role *role, PGconn *pg)
 
     snprintf(ahead, sizeof(ahead), "%lld", (long long) role->config->partitions.ahead);
     snprintf(retention, sizeof(retention), "%lld", (long long) role->config->partitions.retention);
-    result = pg_query(pg, "select action, relation from affiliate.maintain_partitions($1::integer, $2::integer)", 2,
+    result = pg_query(pg,
+        "select action, relation from affiliate.maintain_partitions($1::integer, $2::integer)", 2,
         values, 0, &error);
     if (result == NULL) {
         return role_failed_pg(role, "maintaining partitions", &error);

@@ -1,6 +1,6 @@
 /*
- * libpq, blocking: a role has nothing else to do while PostgreSQL works for it. Silence is bounded by connect_timeout
- * for each host, tcp_user_timeout and keepalives; work by lock_timeout.
+ * libpq, blocking: a role has nothing else to do while PostgreSQL works for it. Silence is bounded
+ * by connect_timeout for each host, tcp_user_timeout and keepalives; work by lock_timeout.
  */
 
 #include "worker/pg.h"
@@ -12,14 +12,16 @@ static const char pg_session_sql[] =
     "set search_path = pg_catalog; set timezone = 'UTC'; set client_min_messages = 'warning'; "
     /* A role that hangs must not hold locks for ever. */
     "set idle_in_transaction_session_timeout = '120s'; set statement_timeout = 0; "
-    /* What was committed is acknowledged to the spool: it has to be on disk. remote_apply and the like stay. */
+    /* What was committed is acknowledged to the spool: it has to be on disk. remote_apply and the
+       like stay. */
     "select set_config('synchronous_commit', 'on', false) "
     "where current_setting('synchronous_commit') in ('off', 'local')";
 
-/* The timeline of the log being written, not of the last checkpoint: that one lags behind a promotion. */
-static const char pg_identity_sql[] =
-    "select s.system_identifier::text || '/' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) "
-    "from pg_control_system() s";
+/* The timeline of the log being written, not of the last checkpoint: that one lags behind a
+ * promotion. */
+static const char pg_identity_sql[] = "select s.system_identifier::text || '/' || "
+                                      "substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) "
+                                      "from pg_control_system() s";
 
 enum pg_class
 pg_classify(const char *sqlstate)
@@ -50,10 +52,12 @@ enum pg_class
 pg_error_of(PGconn *conn, const PGresult *result, struct pg_error *error)
 {
     const char *sqlstate = result == NULL ? NULL : PQresultErrorField(result, PG_DIAG_SQLSTATE);
-    const char *primary = result == NULL ? NULL : PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+    const char *primary =
+        result == NULL ? NULL : PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
 
     /* The primary message alone: detail lines quote rows. */
-    log_flatten(error->message, sizeof(error->message), primary != NULL ? primary : PQerrorMessage(conn));
+    log_flatten(
+        error->message, sizeof(error->message), primary != NULL ? primary : PQerrorMessage(conn));
     snprintf(error->sqlstate, sizeof(error->sqlstate), "%s", sqlstate == NULL ? "" : sqlstate);
     error->class = PQstatus(conn) == CONNECTION_BAD ? PG_CLASS_RETRY : pg_classify(sqlstate);
 
@@ -83,9 +87,12 @@ pg_connect(const struct config *config, const char *purpose, struct pg_error *er
     PGconn *conn;
 
     snprintf(name, sizeof(name), "affiliated %s", purpose);
-    snprintf(timeout, sizeof(timeout), "%lld", (long long) (config->postgres.connect_timeout + 999) / 1000);
-    snprintf(user_timeout, sizeof(user_timeout), "%lld", (long long) config->postgres.tcp_user_timeout);
-    snprintf(idle, sizeof(idle), "%lld", (long long) (config->postgres.keepalives_idle + 999) / 1000);
+    snprintf(timeout, sizeof(timeout), "%lld",
+        (long long) (config->postgres.connect_timeout + 999) / 1000);
+    snprintf(
+        user_timeout, sizeof(user_timeout), "%lld", (long long) config->postgres.tcp_user_timeout);
+    snprintf(
+        idle, sizeof(idle), "%lld", (long long) (config->postgres.keepalives_idle + 999) / 1000);
 
 #define PARAMETER(k, v) (keywords[n] = (k), values[n++] = (v))
     /* In front of conninfo: defaults, which it may override. Behind it: what we insist on. */
@@ -108,14 +115,15 @@ pg_connect(const struct config *config, const char *purpose, struct pg_error *er
     if (conn == NULL || PQstatus(conn) != CONNECTION_OK) {
         error->class = PG_CLASS_RETRY;
         error->sqlstate[0] = '\0';
-        log_flatten(error->message, sizeof(error->message), conn == NULL ? "out of memory" : PQerrorMessage(conn));
+        log_flatten(error->message, sizeof(error->message),
+            conn == NULL ? "out of memory" : PQerrorMessage(conn));
         PQfinish(conn);
         return NULL;
     }
 
     PQsetNoticeProcessor(conn, pg_notice, NULL);
-    snprintf(sql, sizeof(sql), "set lock_timeout = %lld; %s", (long long) config->postgres.lock_timeout,
-        pg_session_sql);
+    snprintf(sql, sizeof(sql), "set lock_timeout = %lld; %s",
+        (long long) config->postgres.lock_timeout, pg_session_sql);
     if (!pg_command(conn, sql, error)) {
         PQfinish(conn);
         return NULL;
@@ -154,7 +162,8 @@ pg_command(PGconn *conn, const char *sql, struct pg_error *error)
 }
 
 PGresult *
-pg_query(PGconn *conn, const char *sql, int count, const char *const *values, int format, struct pg_error *error)
+pg_query(PGconn *conn, const char *sql, int count, const char *const *values, int format,
+    struct pg_error *error)
 {
     PGresult *result = PQexecParams(conn, sql, count, NULL, values, NULL, NULL, format);
 

@@ -1,5 +1,5 @@
-/* PostgreSQL through libpq: connecting, classes of errors, statements, binary COPY. Every role has a connection of its
- * own. */
+/* PostgreSQL through libpq: connecting, classes of errors, statements, binary COPY. Every role has
+ * a connection of its own. */
 
 #ifndef AFFILIATED_PG_H
 #define AFFILIATED_PG_H
@@ -13,7 +13,8 @@
 /* What an error asks for. */
 enum pg_class {
     PG_CLASS_OK,
-    PG_CLASS_RETRY,  /* connection, shutdown, deadlock, serialization, resources: the same again, after a pause */
+    PG_CLASS_RETRY,  /* connection, shutdown, deadlock, serialization, resources: the same again,
+                        after a pause */
     PG_CLASS_POISON, /* the data can't be stored as it is: take it apart */
     PG_CLASS_ALARM,  /* a missing object, a right, a bug: retry, but tell the operator */
 };
@@ -28,14 +29,15 @@ struct pg_error {
 };
 
 /*
- * Connects as the configuration says (several hosts, read-write, time-outs, keepalives; application_name
- * "affiliated <purpose>") and sets the session up: UTF-8, UTC, search_path pg_catalog, lock_timeout. NULL on failure.
+ * Connects as the configuration says (several hosts, read-write, time-outs, keepalives;
+ * application_name "affiliated <purpose>") and sets the session up: UTF-8, UTC, search_path
+ * pg_catalog, lock_timeout. NULL on failure.
  */
 PGconn *pg_connect(const struct config *config, const char *purpose, struct pg_error *error);
 
 /*
- * Which PostgreSQL this is: "system identifier/timeline". It changes with a failover, a restore, another cluster.
- * `identity` has PG_IDENTITY_MAX bytes.
+ * Which PostgreSQL this is: "system identifier/timeline". It changes with a failover, a restore,
+ * another cluster. `identity` has PG_IDENTITY_MAX bytes.
  */
 bool pg_identity(PGconn *conn, char *identity, struct pg_error *error);
 
@@ -43,8 +45,8 @@ bool pg_identity(PGconn *conn, char *identity, struct pg_error *error);
 bool pg_command(PGconn *conn, const char *sql, struct pg_error *error);
 
 /*
- * One statement with text parameters and a text (format 0) or binary (1) result, NULL on an error. The caller clears
- * the result.
+ * One statement with text parameters and a text (format 0) or binary (1) result, NULL on an error.
+ * The caller clears the result.
  */
 PGresult *pg_query(PGconn *conn, const char *sql, int count, const char *const *values, int format,
     struct pg_error *error);

@@ -1,16 +1,20 @@
 /*
  * Projection: links and keys from PostgreSQL to Redis, where the module reads them.
  *
- * PostgreSQL notes what changed; a change is deleted after Redis has the record, so that one killed in between is
- * written again. A record never replaces one of a higher version. aff:epoch says that every link and key is there.
+ * PostgreSQL notes what changed; a change is deleted after Redis has the record, so that one killed
+ * in between is written again. A record never replaces one of a higher version. aff:epoch says that
+ * every link and key is there.
  *
  * Everything is written again when
  *   - aff:epoch is missing: Redis came back empty, or a rebuild was cut short;
- *   - Redis is another process than the one that was written to: it may have loaded an older state of itself;
- *   - PostgreSQL is another cluster or timeline: it may have lost changes, so versions prove nothing;
+ *   - Redis is another process than the one that was written to: it may have loaded an older state
+ * of itself;
+ *   - PostgreSQL is another cluster or timeline: it may have lost changes, so versions prove
+ * nothing;
  *   - another master key is current: records must be signed before the old key is dropped.
- * aff:projected remembers the last three. A rebuild deletes the epoch first and sets it last, and only if the token it
- * left in Redis is still there: a Redis that was emptied meanwhile must not be taken for complete.
+ * aff:projected remembers the last three. A rebuild deletes the epoch first and sets it last, and
+ * only if the token it left in Redis is still there: a Redis that was emptied meanwhile must not be
+ * taken for complete.
  */
 
 #include "worker/role.h"
@@ -44,27 +48,30 @@ struct projected {
     const char *kind;   /* in projection_change and in Redis: aff:<kind>:NAME */
     const char *select; /* the record's columns, the name first */
     const char *name;   /* its column */
-    size_t (*encode)(struct projection *projection, const PGresult *result, int row, uint8_t *out, size_t room);
+    size_t (*encode)(
+        struct projection *projection, const PGresult *result, int row, uint8_t *out, size_t room);
 };
 
 /* Not by string comparison: that follows the server's locale. */
-static const char projection_set_script[] = "local old = redis.call('GETRANGE', KEYS[1], " VERSION_TEXT ")\n"
-                                            "if #old == 8 then\n"
-                                            "  for i = 8, 1, -1 do\n"
-                                            "    local a, b = old:byte(i), ARGV[1]:byte(8 + i)\n"
-                                            "    if a > b then return 0 end\n"
-                                            "    if a < b then break end\n"
-                                            "  end\n"
-                                            "end\n"
-                                            "redis.call('SET', KEYS[1], ARGV[1])\n"
-                                            "return 1\n";
+static const char projection_set_script[] =
+    "local old = redis.call('GETRANGE', KEYS[1], " VERSION_TEXT ")\n"
+    "if #old == 8 then\n"
+    "  for i = 8, 1, -1 do\n"
+    "    local a, b = old:byte(i), ARGV[1]:byte(8 + i)\n"
+    "    if a > b then return 0 end\n"
+    "    if a < b then break end\n"
+    "  end\n"
+    "end\n"
+    "redis.call('SET', KEYS[1], ARGV[1])\n"
+    "return 1\n";
 
-static const char projection_finish_script[] = "if redis.call('GET', 'aff:rebuild') ~= ARGV[1] then return 0 end\n"
-                                               "redis.call('DEL', 'aff:rebuild')\n"
-                                               "redis.call('SET', 'aff:projected', ARGV[2])\n"
-                                               "redis.call('SET', 'aff:epoch', ARGV[1])\n"
-                                               "redis.call('PUBLISH', 'aff:invalidate', 'all')\n"
-                                               "return 1\n";
+static const char projection_finish_script[] =
+    "if redis.call('GET', 'aff:rebuild') ~= ARGV[1] then return 0 end\n"
+    "redis.call('DEL', 'aff:rebuild')\n"
+    "redis.call('SET', 'aff:projected', ARGV[2])\n"
+    "redis.call('SET', 'aff:epoch', ARGV[1])\n"
+    "redis.call('PUBLISH', 'aff:invalidate', 'all')\n"
+    "return 1\n";
 
 static struct aff_slice
 projection_text(const PGresult *result, int row, int column)
@@ -79,7 +86,8 @@ projection_number(const PGresult *result, int row, int column)
 }
 
 static size_t
-projection_encode_link(struct projection *projection, const PGresult *result, int row, uint8_t *out, size_t room)
+projection_encode_link(
+    struct projection *projection, const PGresult *result, int row, uint8_t *out, size_t room)
 {
     struct aff_slice hosts = projection_text(result, row, 12);
     struct aff_link link = {
@@ -110,7 +118,8 @@ projection_encode_link(struct projection *projection, const PGresult *result, in
 }
 
 static size_t
-projection_encode_key(struct projection *projection, const PGresult *result, int row, uint8_t *out, size_t room)
+projection_encode_key(
+    struct projection *projection, const PGresult *result, int row, uint8_t *out, size_t room)
 {
     struct aff_key key = {
         .id = projection_text(result, row, 0),
@@ -126,11 +135,14 @@ projection_encode_key(struct projection *projection, const PGresult *result, int
 
 static const struct projected projection_kinds[] = {
     {"link",
-        "select code, version, link_id, merchant_id, campaign_id, affiliate_id, expires_ms, state, livemode, url, "
+        "select code, version, link_id, merchant_id, campaign_id, affiliate_id, expires_ms, state, "
+        "livemode, url, "
         "param, fallback, array_to_string(hosts, E'\\n') from affiliate.link_projection",
         "code", projection_encode_link},
-    {"key", "select key_id, version, merchant_id, livemode, revoked, master_id from affiliate.key_projection", "key_id",
-        projection_encode_key},
+    {"key",
+        "select key_id, version, merchant_id, livemode, revoked, master_id from "
+        "affiliate.key_projection",
+        "key_id", projection_encode_key},
 };
 
 #define KINDS (sizeof(projection_kinds) / sizeof(projection_kinds[0]))
@@ -157,15 +169,17 @@ projection_drop(struct projection *projection, const struct projected *kind, con
 
 /* Appends the write of one row. A row that can't be a record is taken out of Redis, and named. */
 static bool
-projection_write_row(struct projection *projection, const struct projected *kind, const PGresult *result, int row)
+projection_write_row(
+    struct projection *projection, const struct projected *kind, const PGresult *result, int row)
 {
     uint8_t record[AFF_LINK_RECORD_MAX];
     const char *name = PQgetvalue(result, row, 0);
     size_t len = kind->encode(projection, result, row, record, sizeof(record));
 
     if (len == 0) {
-        log_error("%s %s can't be projected: a field is not allowed or too long; nginx will not know it", kind->kind,
-            name);
+        log_error(
+            "%s %s can't be projected: a field is not allowed or too long; nginx will not know it",
+            kind->kind, name);
         return projection_drop(projection, kind, name);
     }
 
@@ -174,13 +188,14 @@ projection_write_row(struct projection *projection, const struct projected *kind
         return redis_append(&projection->redis, "SET aff:%s:%s %b", kind->kind, name, record, len);
     }
 
-    return redis_append(
-        &projection->redis, "EVALSHA %s 1 aff:%s:%s %b", projection->sha, kind->kind, name, record, len);
+    return redis_append(&projection->redis, "EVALSHA %s 1 aff:%s:%s %b", projection->sha,
+        kind->kind, name, record, len);
 }
 
 /* Appends the writes of all rows. */
 static bool
-projection_write(struct projection *projection, const struct projected *kind, const PGresult *result)
+projection_write(
+    struct projection *projection, const struct projected *kind, const PGresult *result)
 {
     for (int row = 0; row < PQntuples(result); row++) {
         if (!projection_write_row(projection, kind, result, row)) {
@@ -193,7 +208,8 @@ projection_write(struct projection *projection, const struct projected *kind, co
 
 /* --- changes --- */
 
-/* {"name",…} of the rows of `kind` (NULL: all) in one column of a result of names. The caller frees it. */
+/* {"name",…} of the rows of `kind` (NULL: all) in one column of a result of names. The caller frees
+ * it. */
 static char *
 projection_array(const PGresult *changes, int column, const char *kind)
 {
@@ -254,8 +270,8 @@ projection_rows(struct projection *projection, const struct projected *kind, con
     struct pg_error error;
     PGresult *result;
 
-    snprintf(sql, sizeof(sql), "%s where %s = any ($1::text[]) order by %s collate \"C\"", kind->select, kind->name,
-        kind->name);
+    snprintf(sql, sizeof(sql), "%s where %s = any ($1::text[]) order by %s collate \"C\"",
+        kind->select, kind->name, kind->name);
     result = pg_query(projection->pg, sql, 1, &names, 0, &error);
     if (result == NULL) {
         role_failed_pg(projection->role, "reading the projection", &error);
@@ -264,9 +280,11 @@ projection_rows(struct projection *projection, const struct projected *kind, con
     return result;
 }
 
-/* Writes what the changes of one kind name, and tells the modules. What PostgreSQL has no more is deleted. */
+/* Writes what the changes of one kind name, and tells the modules. What PostgreSQL has no more is
+ * deleted. */
 static bool
-projection_apply_kind(struct projection *projection, const struct projected *kind, const PGresult *changes)
+projection_apply_kind(
+    struct projection *projection, const struct projected *kind, const PGresult *changes)
 {
     char *names = projection_array(changes, 2, kind->kind);
     PGresult *result = names == NULL ? NULL : projection_rows(projection, kind, names);
@@ -299,8 +317,9 @@ projection_changes(struct projection *projection, int *taken)
     bool ok = true;
 
     snprintf(batch, sizeof(batch), "%lld", (long long) role->config->projection.batch);
-    changes = pg_query(projection->pg, "select change_id, kind, name from affiliate.projection_take($1::integer)", 1,
-        values, 0, &error);
+    changes = pg_query(projection->pg,
+        "select change_id, kind, name from affiliate.projection_take($1::integer)", 1, values, 0,
+        &error);
     if (changes == NULL) {
         return role_failed_pg(role, "taking changes", &error);
     }
@@ -314,9 +333,10 @@ projection_changes(struct projection *projection, int *taken)
     if (ok && *taken > 0) {
         ids = projection_array(changes, 0, NULL);
         values[0] = ids;
-        done = ids == NULL ? NULL
-                           : pg_query(projection->pg, "select affiliate.projection_done($1::bigint[])", 1, values, 0,
-                                 &error);
+        done = ids == NULL
+                   ? NULL
+                   : pg_query(projection->pg, "select affiliate.projection_done($1::bigint[])", 1,
+                         values, 0, &error);
         ok = done != NULL || role_failed_pg(role, "settling changes", &error);
         PQclear(done);
         free(ids);
@@ -337,7 +357,8 @@ projection_page_all(struct projection *projection, const struct projected *kind)
     struct pg_error error;
     int rows;
 
-    snprintf(sql, sizeof(sql), "%s where %s > $1::text collate \"C\" order by %s collate \"C\" limit $2::integer",
+    snprintf(sql, sizeof(sql),
+        "%s where %s > $1::text collate \"C\" order by %s collate \"C\" limit $2::integer",
         kind->select, kind->name, kind->name);
     snprintf(batch, sizeof(batch), "%lld", (long long) projection->role->config->projection.batch);
 
@@ -371,7 +392,8 @@ projection_page_all(struct projection *projection, const struct projected *kind)
 
 /* Deletes records of one SCAN page that PostgreSQL does not know. */
 static bool
-projection_drop_strangers(struct projection *projection, const struct projected *kind, const redisReply *keys)
+projection_drop_strangers(
+    struct projection *projection, const struct projected *kind, const redisReply *keys)
 {
     size_t prefix = strlen("aff:") + strlen(kind->kind) + 1;
     char *names = NULL;
@@ -417,8 +439,8 @@ projection_scan_strangers(struct projection *projection, const struct projected 
     char cursor[32] = "0";
 
     do {
-        redisReply *reply =
-            redis_command(&projection->redis, "SCAN %s MATCH aff:%s:* COUNT " SCAN_COUNT, cursor, kind->kind);
+        redisReply *reply = redis_command(
+            &projection->redis, "SCAN %s MATCH aff:%s:* COUNT " SCAN_COUNT, cursor, kind->kind);
         bool ok;
 
         if (reply == NULL) {
@@ -426,7 +448,8 @@ projection_scan_strangers(struct projection *projection, const struct projected 
         }
 
         snprintf(cursor, sizeof(cursor), "%s", reply->element[0]->str);
-        ok = reply->element[1]->elements == 0 || projection_drop_strangers(projection, kind, reply->element[1]);
+        ok = reply->element[1]->elements == 0 ||
+             projection_drop_strangers(projection, kind, reply->element[1]);
         freeReplyObject(reply);
         if (!ok) {
             return false;
@@ -455,7 +478,8 @@ projection_rebuild(struct projection *projection, const char *reason)
     log_info("writing all links and keys to Redis: %s", reason);
     snprintf(token, sizeof(token), "%016llx", (unsigned long long) random);
     if (!redis_append(&projection->redis, "DEL aff:epoch") ||
-        !redis_append(&projection->redis, "SET aff:rebuild %s", token) || !redis_collect(&projection->redis)) {
+        !redis_append(&projection->redis, "SET aff:rebuild %s", token) ||
+        !redis_collect(&projection->redis)) {
         return projection_failed_redis(projection);
     }
 
@@ -466,7 +490,8 @@ projection_rebuild(struct projection *projection, const char *reason)
         }
     }
 
-    reply = redis_command(&projection->redis, "EVAL %s 0 %s %s", projection_finish_script, token, projection->marker);
+    reply = redis_command(
+        &projection->redis, "EVAL %s 0 %s %s", projection_finish_script, token, projection->marker);
     if (reply == NULL) {
         return projection_failed_redis(projection);
     }
@@ -474,7 +499,8 @@ projection_rebuild(struct projection *projection, const char *reason)
     complete = reply->type == REDIS_REPLY_INTEGER && reply->integer == 1;
     freeReplyObject(reply);
     if (!complete) {
-        return role_failed(projection->role, "Redis was emptied, or another daemon began, during the rebuild");
+        return role_failed(
+            projection->role, "Redis was emptied, or another daemon began, during the rebuild");
     }
 
     projection->force = false;
@@ -497,17 +523,20 @@ projection_check(struct projection *projection)
         return projection_failed_redis(projection);
     }
 
-    if (reply->element[1]->type == REDIS_REPLY_STRING && strcmp(reply->element[1]->str, projection->marker) != 0) {
+    if (reply->element[1]->type == REDIS_REPLY_STRING &&
+        strcmp(reply->element[1]->str, projection->marker) != 0) {
         const char *identity = strchr(reply->element[1]->str, ' ');
         size_t len = strlen(projection->identity);
 
-        projection->force = identity == NULL || strncmp(identity + 1, projection->identity, len) != 0 ||
+        projection->force = identity == NULL ||
+                            strncmp(identity + 1, projection->identity, len) != 0 ||
                             identity[1 + len] != ' ';
         reason = projection->force ? "PostgreSQL is another one than before"
                                    : "Redis was restarted, or the master key changed";
     }
 
-    if (reply->element[0]->type != REDIS_REPLY_STRING || reply->element[1]->type != REDIS_REPLY_STRING) {
+    if (reply->element[0]->type != REDIS_REPLY_STRING ||
+        reply->element[1]->type != REDIS_REPLY_STRING) {
         reason = "Redis has no complete projection";
     }
 
@@ -544,8 +573,8 @@ projection_connect(struct projection *projection)
         return role_failed(role, "master keys: %s", message);
     }
 
-    if (!redis_connect(&projection->redis, role->config) || !redis_run_id(&projection->redis, run_id) ||
-        !projection_load_script(projection)) {
+    if (!redis_connect(&projection->redis, role->config) ||
+        !redis_run_id(&projection->redis, run_id) || !projection_load_script(projection)) {
         return role_failed_redis(role, "connecting", &projection->redis);
     }
 
@@ -560,8 +589,8 @@ projection_connect(struct projection *projection)
         return role_failed_pg(role, "preparing", &error);
     }
 
-    snprintf(projection->marker, sizeof(projection->marker), "%s %s %s", run_id, projection->identity,
-        projection->ring.keys[0].id);
+    snprintf(projection->marker, sizeof(projection->marker), "%s %s %s", run_id,
+        projection->identity, projection->ring.keys[0].id);
     return true;
 }
 
@@ -622,5 +651,5 @@ projection_serve(struct role *role)
 
 const struct role_kind projection_role = {.name = "projection",
     .serve = projection_serve,
-    .counters = 1ULL << COUNTER_TRANSACTIONS | 1ULL << COUNTER_PROJECTED | 1ULL << COUNTER_REBUILDS |
-                1ULL << COUNTER_FAILURES};
+    .counters = 1ULL << COUNTER_TRANSACTIONS | 1ULL << COUNTER_PROJECTED |
+                1ULL << COUNTER_REBUILDS | 1ULL << COUNTER_FAILURES};

@@ -29,7 +29,8 @@ redis_lost(struct redis *redis)
     const char *reason = redis->context == NULL ? "not connected" : redis->context->errstr;
 
     /* A receive time-out shows as EAGAIN. */
-    if (redis->context != NULL && redis->context->err == REDIS_ERR_IO && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+    if (redis->context != NULL && redis->context->err == REDIS_ERR_IO &&
+        (errno == EAGAIN || errno == EWOULDBLOCK)) {
         reason = "no answer in time";
     }
 
@@ -59,7 +60,8 @@ redis_is_master(struct redis *redis)
         return false;
     }
 
-    ok = reply->type == REDIS_REPLY_ARRAY && reply->elements > 0 && reply->element[0]->type == REDIS_REPLY_STRING &&
+    ok = reply->type == REDIS_REPLY_ARRAY && reply->elements > 0 &&
+         reply->element[0]->type == REDIS_REPLY_STRING &&
          strcmp(reply->element[0]->str, "master") == 0;
     if (!ok) {
         snprintf(redis->error, sizeof(redis->error), "it is a replica");
@@ -128,7 +130,8 @@ redis_connect(struct redis *redis, const struct config *config)
         if (redis->context == NULL) {
             snprintf(redis->error, sizeof(redis->error), "out of memory");
         } else if (redis->context->err != 0 ||
-                   redisSetTimeout(redis->context, redis_timeval(config->redis.timeout)) != REDIS_OK) {
+                   redisSetTimeout(redis->context, redis_timeval(config->redis.timeout)) !=
+                       REDIS_OK) {
             redis_lost(redis);
         } else {
             if (strncmp(address, "unix:", 5) != 0) {
@@ -144,8 +147,8 @@ redis_connect(struct redis *redis, const struct config *config)
 
         redis_close(redis);
         if (len < sizeof(reasons)) {
-            len += (size_t) snprintf(
-                reasons + len, sizeof(reasons) - len, "%s%s: %s", len == 0 ? "" : "; ", address, redis->error);
+            len += (size_t) snprintf(reasons + len, sizeof(reasons) - len, "%s%s: %s",
+                len == 0 ? "" : "; ", address, redis->error);
         }
     }
 
@@ -223,7 +226,8 @@ redis_append(struct redis *redis, const char *format, ...)
 bool
 redis_append_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths)
 {
-    if (redis->context == NULL || redisAppendCommandArgv(redis->context, argc, argv, lengths) != REDIS_OK) {
+    if (redis->context == NULL ||
+        redisAppendCommandArgv(redis->context, argc, argv, lengths) != REDIS_OK) {
         redis_lost(redis);
         return false;
     }
@@ -290,7 +294,8 @@ redis_time_ms(struct redis *redis)
     }
 
     if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2) {
-        now = strtoll(reply->element[0]->str, NULL, 10) * 1000 + strtoll(reply->element[1]->str, NULL, 10) / 1000;
+        now = strtoll(reply->element[0]->str, NULL, 10) * 1000 +
+              strtoll(reply->element[1]->str, NULL, 10) / 1000;
     }
 
     freeReplyObject(reply);

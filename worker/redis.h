@@ -1,6 +1,6 @@
 /*
- * Redis through hiredis, blocking, one connection a role. Any error of the connection closes it: what a late reply
- * belongs to can't be known any more.
+ * Redis through hiredis, blocking, one connection a role. Any error of the connection closes it:
+ * what a late reply belongs to can't be known any more.
  */
 
 #ifndef AFFILIATED_REDIS_H
@@ -23,13 +23,15 @@ bool redis_connect(struct redis *redis, const struct config *config);
 void redis_close(struct redis *redis);
 
 /*
- * One command and its reply, which the caller frees. NULL on an error; `error` then holds what the server said (the
- * connection stays open), or why it is gone (context is NULL).
+ * One command and its reply, which the caller frees. NULL on an error; `error` then holds what the
+ * server said (the connection stays open), or why it is gone (context is NULL).
  */
 redisReply *redis_command(struct redis *redis, const char *format, ...);
-redisReply *redis_command_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths);
+redisReply *redis_command_argv(
+    struct redis *redis, int argc, const char **argv, const size_t *lengths);
 
-/* A pipeline: append commands, then collect. An error reply among them makes redis_collect() false. */
+/* A pipeline: append commands, then collect. An error reply among them makes redis_collect() false.
+ */
 bool redis_append(struct redis *redis, const char *format, ...);
 bool redis_append_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths);
 bool redis_collect(struct redis *redis);

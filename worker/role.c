@@ -19,12 +19,16 @@ const struct counter_info counter_infos[COUNTERS] = {
     [COUNTER_BYTES] = {"bytes_total", "Bytes of stream entries read."},
     [COUNTER_RECORDS] = {"records_total", "Records stored."},
     [COUNTER_REPEATED] = {"repeated_entries_total", "Entries whose batch the inbox knew already."},
-    [COUNTER_REPLAYED] = {"replayed_entries_total", "Entries read again after a change of PostgreSQL's timeline."},
+    [COUNTER_REPLAYED] = {"replayed_entries_total",
+        "Entries read again after a change of PostgreSQL's timeline."},
     [COUNTER_CLAIMED] = {"claimed_entries_total", "Entries taken over from another consumer."},
-    [COUNTER_DEAD_LETTERS] = {"dead_letters_total", "Records and batches put aside as dead letters."},
-    [COUNTER_FORGED] = {"unverified_entries_total", "Entries that no master key made, or that are no batch."},
+    [COUNTER_DEAD_LETTERS] = {"dead_letters_total",
+        "Records and batches put aside as dead letters."},
+    [COUNTER_FORGED] = {"unverified_entries_total",
+        "Entries that no master key made, or that are no batch."},
     [COUNTER_LOST] = {"lost_entries_total", "Pending entries that Redis did not have any more."},
-    [COUNTER_TRIMMED] = {"trimmed_entries_total", "Acknowledged entries dropped behind the replay window."},
+    [COUNTER_TRIMMED] = {"trimmed_entries_total",
+        "Acknowledged entries dropped behind the replay window."},
     [COUNTER_APPLIED] = {"applied_total", "Conversion events applied to order facts."},
     [COUNTER_DUPLICATES] = {"duplicates_total", "Conversion events that were known."},
     [COUNTER_ACCEPTED] = {"accepted_total", "Orders accepted."},
@@ -210,8 +214,8 @@ role_failed(struct role *role, const char *format, ...)
 bool
 role_failed_pg(struct role *role, const char *doing, const struct pg_error *error)
 {
-    return role_failed(role, "%s: PostgreSQL: %s%s%s%s%s", doing, error->message, error->sqlstate[0] ? " (" : "",
-        error->sqlstate, error->sqlstate[0] ? ")" : "",
+    return role_failed(role, "%s: PostgreSQL: %s%s%s%s%s", doing, error->message,
+        error->sqlstate[0] ? " (" : "", error->sqlstate, error->sqlstate[0] ? ")" : "",
         error->class == PG_CLASS_ALARM ? "; this needs an operator" : "");
 }
 
@@ -234,7 +238,8 @@ role_down(struct role *role)
     }
 
     pthread_mutex_lock(&role->told_lock);
-    if (changed || (now - role->told_ms >= ROLE_TELL_AGAIN_MS && strcmp(role->told, role->reason) != 0)) {
+    if (changed ||
+        (now - role->told_ms >= ROLE_TELL_AGAIN_MS && strcmp(role->told, role->reason) != 0)) {
         memcpy(role->told, role->reason, sizeof(role->told));
         role->told_ms = now;
         changed = true;
@@ -248,7 +253,8 @@ role_down(struct role *role)
     }
 }
 
-/* Decorrelated jitter (Brooker, "Exponential Backoff And Jitter", 2015): many daemons do not come back in step. */
+/* Decorrelated jitter (Brooker, "Exponential Backoff And Jitter", 2015): many daemons do not come
+ * back in step. */
 static int64_t
 role_next_pause(int64_t last, const struct config *config)
 {

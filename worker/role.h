@@ -1,9 +1,10 @@
 /*
- * A role: a thread that does one job, sharing nothing with the others but the configuration and its counters.
+ * A role: a thread that does one job, sharing nothing with the others but the configuration and its
+ * counters.
  *
- * A role lives many lives. serve() connects, works and returns: true when it was asked to (stop, new configuration),
- * false when something failed; it is then called again after a pause. So there is one way to recover from anything:
- * begin anew. Every effect of a life is safe to repeat.
+ * A role lives many lives. serve() connects, works and returns: true when it was asked to (stop,
+ * new configuration), false when something failed; it is then called again after a pause. So there
+ * is one way to recover from anything: begin anew. Every effect of a life is safe to repeat.
  */
 
 #ifndef AFFILIATED_ROLE_H
@@ -17,7 +18,8 @@
 
 struct role;
 
-/* What a role counts; names, help and owners in role.c. Those from COUNTER_GAUGES on go up and down. */
+/* What a role counts; names, help and owners in role.c. Those from COUNTER_GAUGES on go up and
+ * down. */
 enum counter {
     COUNTER_TRANSACTIONS,
     COUNTER_ENTRIES,
@@ -94,7 +96,8 @@ extern const struct role_kind partitions_role;
 int64_t clock_monotonic_ms(void);
 int64_t clock_unix_ms(void);
 
-/* True if this life should end: the daemon stops, or there is a new configuration. Also counts as progress. */
+/* True if this life should end: the daemon stops, or there is a new configuration. Also counts as
+ * progress. */
 bool role_should_end(struct role *role);
 
 /* It works (again): logs the change, once. */

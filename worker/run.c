@@ -1,10 +1,10 @@
 /*
- * The main thread never works: it waits for signals, for roles that end, for clients of the status socket, and for the
- * next time to feed the watchdog.
+ * The main thread never works: it waits for signals, for roles that end, for clients of the status
+ * socket, and for the next time to feed the watchdog.
  *
- * The watchdog is fed only while every role makes progress. Progress is a turn of a role's loop, idle or not, and also
- * an attempt to connect that failed in time: systemd's restart helps against a role that hangs, not against a
- * PostgreSQL that is away.
+ * The watchdog is fed only while every role makes progress. Progress is a turn of a role's loop,
+ * idle or not, and also an attempt to connect that failed in time: systemd's restart helps against
+ * a role that hangs, not against a PostgreSQL that is away.
  */
 
 #include "worker/run.h"
@@ -26,7 +26,7 @@
 #define RUN_ROLES_MAX 16
 
 struct run {
-    struct config *config; /* the newest */
+    struct config *config;    /* the newest */
     const char *roles_option; /* --roles, or NULL */
     struct role roles[RUN_ROLES_MAX];
     unsigned count;
@@ -61,7 +61,8 @@ run_roles_valid(const struct config_list *roles, char *error)
         }
 
         if (!known) {
-            snprintf(error, CONFIG_ERROR_MAX, "run.roles: there is no role \"%.64s\"", roles->items[i]);
+            snprintf(
+                error, CONFIG_ERROR_MAX, "run.roles: there is no role \"%.64s\"", roles->items[i]);
             return false;
         }
     }
@@ -91,7 +92,8 @@ run_log_lines(const char *prefix, char *text)
 {
     char *save = NULL;
 
-    for (char *line = strtok_r(text, "\n", &save); line != NULL; line = strtok_r(NULL, "\n", &save)) {
+    for (char *line = strtok_r(text, "\n", &save); line != NULL;
+         line = strtok_r(NULL, "\n", &save)) {
         log_warning("%s%s", prefix, line);
     }
 }
@@ -206,8 +208,8 @@ run_report(struct run *run)
 
         progress = progress && now - atomic_load(&role->progress_ms) < run->config->run.stall_limit;
         if (len < sizeof(status)) {
-            len += (size_t) snprintf(status + len, sizeof(status) - len, "%s%s %s", i == 0 ? "" : ", ",
-                role->name, role_state_name(atomic_load(&role->state)));
+            len += (size_t) snprintf(status + len, sizeof(status) - len, "%s%s %s",
+                i == 0 ? "" : ", ", role->name, role_state_name(atomic_load(&role->state)));
         }
     }
 
@@ -232,8 +234,8 @@ run_report(struct run *run)
 static int
 run_loop(struct run *run)
 {
-    struct pollfd fds[3] = {{.fd = run->signal_fd, .events = POLLIN}, {.fd = role_finished_fd(), .events = POLLIN},
-        {.events = POLLIN}};
+    struct pollfd fds[3] = {{.fd = run->signal_fd, .events = POLLIN},
+        {.fd = role_finished_fd(), .events = POLLIN}, {.events = POLLIN}};
     int64_t interval = notify_watchdog_interval();
     int timeout = interval > 0 && interval < 1000 ? (int) interval : 1000;
     uint64_t finished;
@@ -258,7 +260,8 @@ run_loop(struct run *run)
 
         run_report(run);
         if (run->deadline_ms != 0 && clock_monotonic_ms() > run->deadline_ms) {
-            log_warning("run.shutdown_timeout is over: exiting; what was not committed will be read again");
+            log_warning(
+                "run.shutdown_timeout is over: exiting; what was not committed will be read again");
             _exit(COMMAND_FAILED);
         }
     }
@@ -290,7 +293,8 @@ run_start_roles(struct run *run)
 static bool
 run_options(struct run *run, struct config *config, int argc, char **argv)
 {
-    static const struct option options[] = {{"roles", required_argument, NULL, 'r'}, {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"roles", required_argument, NULL, 'r'}, {NULL, 0, NULL, 0}};
     char error[CONFIG_ERROR_MAX];
     int option;
 

@@ -1,4 +1,5 @@
-/* `affiliated run`: starts the roles, answers signals, systemd and the status socket, stops the roles. */
+/* `affiliated run`: starts the roles, answers signals, systemd and the status socket, stops the
+ * roles. */
 
 #ifndef AFFILIATED_RUN_H
 #define AFFILIATED_RUN_H
@@ -7,7 +8,8 @@
 
 int run_command(struct config *config, int argc, char **argv);
 
-/* The list of role names is well formed; else the wrong one is named in `error` (CONFIG_ERROR_MAX bytes). */
+/* The list of role names is well formed; else the wrong one is named in `error` (CONFIG_ERROR_MAX
+ * bytes). */
 bool run_roles_valid(const struct config_list *roles, char *error);
 
 #endif

@@ -75,7 +75,8 @@ status_value(FILE *out, struct role *role, unsigned counter)
     uint64_t value = atomic_load(&role->values[counter]);
 
     if (counter == GAUGE_OLDEST_MS) {
-        fprintf(out, "%llu.%03llu", (unsigned long long) value / 1000, (unsigned long long) value % 1000);
+        fprintf(out, "%llu.%03llu", (unsigned long long) value / 1000,
+            (unsigned long long) value % 1000);
     } else {
         fprintf(out, "%llu", (unsigned long long) value);
     }
@@ -90,9 +91,11 @@ status_json(FILE *out, struct role *roles, unsigned count)
     for (unsigned i = 0; i < count; i++) {
         struct role *role = &roles[i];
 
-        fprintf(out, "%s\"%s\":{\"state\":\"%s\",\"since_ms\":%lld,\"progress_age_ms\":%lld,\"reason\":",
+        fprintf(out,
+            "%s\"%s\":{\"state\":\"%s\",\"since_ms\":%lld,\"progress_age_ms\":%lld,\"reason\":",
             i == 0 ? "" : ",", role->name, role_state_name(atomic_load(&role->state)),
-            (long long) atomic_load(&role->state_since_ms), (long long) (now - atomic_load(&role->progress_ms)));
+            (long long) atomic_load(&role->state_since_ms),
+            (long long) (now - atomic_load(&role->progress_ms)));
 
         pthread_mutex_lock(&role->told_lock);
         status_json_text(out, role->told);
@@ -116,7 +119,8 @@ status_prometheus(FILE *out, struct role *roles, unsigned count)
 {
     fputs("# HELP affiliated_up Whether a role works.\n# TYPE affiliated_up gauge\n", out);
     for (unsigned i = 0; i < count; i++) {
-        fprintf(out, "affiliated_up{role=\"%s\"} %d\n", roles[i].name, atomic_load(&roles[i].state) == ROLE_UP);
+        fprintf(out, "affiliated_up{role=\"%s\"} %d\n", roles[i].name,
+            atomic_load(&roles[i].state) == ROLE_UP);
     }
 
     for (unsigned c = 0; c < COUNTERS; c++) {
@@ -128,8 +132,9 @@ status_prometheus(FILE *out, struct role *roles, unsigned count)
             }
 
             if (!headed) {
-                fprintf(out, "# HELP affiliated_%s %s\n# TYPE affiliated_%s %s\n", counter_infos[c].name,
-                    counter_infos[c].help, counter_infos[c].name, c < COUNTER_GAUGES ? "counter" : "gauge");
+                fprintf(out, "# HELP affiliated_%s %s\n# TYPE affiliated_%s %s\n",
+                    counter_infos[c].name, counter_infos[c].help, counter_infos[c].name,
+                    c < COUNTER_GAUGES ? "counter" : "gauge");
                 headed = true;
             }
 

@@ -1,5 +1,6 @@
 /*
- * The status socket: connect, send "json\n" or "prometheus\n", read until the end. `affiliated status` is its client.
+ * The status socket: connect, send "json\n" or "prometheus\n", read until the end. `affiliated
+ * status` is its client.
  */
 
 #ifndef AFFILIATED_STATUS_H
@@ -7,7 +8,8 @@
 
 #include "worker/role.h"
 
-/* Listens at `path` (mode 0660), in place of what a dead daemon left there. -1 on a failure, logged unless `again`. */
+/* Listens at `path` (mode 0660), in place of what a dead daemon left there. -1 on a failure, logged
+ * unless `again`. */
 int status_listen(const char *path, bool again);
 
 /* Accepts one client and answers it, within a fraction of a second. */

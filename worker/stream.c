@@ -1,28 +1,32 @@
 /*
  * The loop, and why kill -9 between any two instructions loses nothing and applies nothing twice:
  *
- *   read      XREADGROUP. Delivered entries stay pending under our stable consumer name; a new life reads those first.
- *   verify    MAC, lengths. What no key of ours made goes to a dead letter as a whole and is acknowledged, but gets no
- *             bit: its name proves nothing, and a real batch of that name must not count as stored.
- *   apply     BEGIN; inbox rows; COPY; dead letters; COMMIT. The inbox row and the effect commit together or not at all.
- *             Killed before: pending entries come again and nothing has happened. Killed after, or COMMIT's outcome
- *             unknown: they come again and the inbox knows them.
- *   settle    SETBIT for the producer, then XACK, in one pipeline. Killed in between: the entry is pending still, is
- *             found in the inbox, and both are done again. SETBIT comes first, so that a Redis that loses the end of
- *             its log never has an acknowledged entry without its bit.
+ *   read      XREADGROUP. Delivered entries stay pending under our stable consumer name; a new life
+ * reads those first. verify    MAC, lengths. What no key of ours made goes to a dead letter as a
+ * whole and is acknowledged, but gets no bit: its name proves nothing, and a real batch of that
+ * name must not count as stored. apply     BEGIN; inbox rows; COPY; dead letters; COMMIT. The inbox
+ * row and the effect commit together or not at all. Killed before: pending entries come again and
+ * nothing has happened. Killed after, or COMMIT's outcome unknown: they come again and the inbox
+ * knows them. settle    SETBIT for the producer, then XACK, in one pipeline. Killed in between: the
+ * entry is pending still, is found in the inbox, and both are done again. SETBIT comes first, so
+ * that a Redis that loses the end of its log never has an acknowledged entry without its bit.
  *
- * Redis lost: the group is made anew from id 0; producers send again what has no bit; the inbox absorbs repeats.
- * PostgreSQL failed over and lost commits that were acknowledged: the identity (system and timeline) that is kept in
- * Redis differs, and the replay window of the stream goes through the inbox again before anything else. Trimming
- * therefore drops only what is acknowledged *and* older than that window.
+ * Redis lost: the group is made anew from id 0; producers send again what has no bit; the inbox
+ * absorbs repeats. PostgreSQL failed over and lost commits that were acknowledged: the identity
+ * (system and timeline) that is kept in Redis differs, and the replay window of the stream goes
+ * through the inbox again before anything else. Trimming therefore drops only what is acknowledged
+ * *and* older than that window.
  *
- * Poison: SQLSTATE 22, 23, 54. The load is applied entry by entry, the culprit record by record under savepoints, and the
- * record that still fails becomes a dead letter. All else ends this life; the next one tries the same again.
+ * Poison: SQLSTATE 22, 23, 54. The load is applied entry by entry, the culprit record by record
+ * under savepoints, and the record that still fails becomes a dead letter. All else ends this life;
+ * the next one tries the same again.
  *
- * Several threads may work on the same streams, each a consumer of its own; whose batch is whose makes no difference,
- * because the inbox decides. Their first also looks after the streams: replay, trimming, claims, gauges.
+ * Several threads may work on the same streams, each a consumer of its own; whose batch is whose
+ * makes no difference, because the inbox decides. Their first also looks after the streams: replay,
+ * trimming, claims, gauges.
  *
- * Memory: two loads of batch_bytes for each thread, and a read may exceed that by READ_COUNT entries.
+ * Memory: two loads of batch_bytes for each thread, and a read may exceed that by READ_COUNT
+ * entries.
  */
 
 #include "worker/stream.h"
@@ -31,10 +35,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define READ_COUNT          16   /* entries a read: 16 MiB if every one is as large as a batch may be */
-#define READ_BLOCK_MS       500  /* below redis.timeout's minimum */
+#define READ_COUNT          16 /* entries a read: 16 MiB if every one is as large as a batch may be */
+#define READ_BLOCK_MS       500 /* below redis.timeout's minimum */
 #define LOAD_ENTRIES_MAX    4096
-#define ENTRY_OVERHEAD      512  /* what hiredis needs around one */
+#define ENTRY_OVERHEAD      512 /* what hiredis needs around one */
 #define GAUGE_INTERVAL_MS   2000
 #define TRIM_INTERVAL_MS    10000
 #define PREPARE_INTERVAL_MS 60000
@@ -43,10 +47,11 @@
 #define ACK_TTL_S           "604800"
 #define XACK_IDS            256
 
-static const char stream_inbox_sql[] = "select affiliate.inbox_accept($1::smallint, $2::bigint[], $3::bigint[], "
-                                       "$4::integer[], $5::integer[])";
-static const char stream_dead_sql[] =
-    "select affiliate.dead_letter_add($1::smallint, $2::bigint, $3::bigint, $4::integer, $5::integer, $6, $7, $8)";
+static const char stream_inbox_sql[] =
+    "select affiliate.inbox_accept($1::smallint, $2::bigint[], $3::bigint[], "
+    "$4::integer[], $5::integer[])";
+static const char stream_dead_sql[] = "select affiliate.dead_letter_add($1::smallint, $2::bigint, "
+                                      "$3::bigint, $4::integer, $5::integer, $6, $7, $8)";
 
 /* A growing text, for array literals. */
 struct text {
@@ -54,8 +59,8 @@ struct text {
     size_t len, size;
 };
 
-static bool
-text_add(struct text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static bool text_add(struct text *text, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 static bool
 text_add(struct text *text, const char *format, ...)
@@ -112,23 +117,26 @@ stream_grow(void **array, size_t *size, size_t count, size_t element)
 }
 
 void
-stream_bury(struct stream *stream, const struct entry *entry, int64_t record, const char *reason, const char *detail,
-    struct aff_slice payload)
+stream_bury(struct stream *stream, const struct entry *entry, int64_t record, const char *reason,
+    const char *detail, struct aff_slice payload)
 {
     struct dead_letter *dead;
 
-    if (!stream_grow((void **) &stream->dead, &stream->dead_size, stream->dead_count, sizeof(*dead))) {
+    if (!stream_grow(
+            (void **) &stream->dead, &stream->dead_size, stream->dead_count, sizeof(*dead))) {
         stream->dead_failed = true;
         return;
     }
 
     dead = &stream->dead[stream->dead_count++];
-    *dead = (struct dead_letter){.entry = entry, .record = record, .reason = reason, .payload = payload};
+    *dead = (struct dead_letter){
+        .entry = entry, .record = record, .reason = reason, .payload = payload};
     snprintf(dead->detail, sizeof(dead->detail), "%s", detail);
 }
 
 bool
-stream_walk(struct stream *stream, const struct entry *entry, struct walk *walk, struct aff_frame *frame)
+stream_walk(
+    struct stream *stream, const struct entry *entry, struct walk *walk, struct aff_frame *frame)
 {
     struct aff_slice rest = entry->batch.payload;
     enum aff_frame_result result;
@@ -151,7 +159,9 @@ stream_walk(struct stream *stream, const struct entry *entry, struct walk *walk,
 
     if (!walk->quiet && (rest.len != 0 || walk->record != (int64_t) entry->batch.records)) {
         stream_bury(stream, entry, walk->record, "corrupt_frame",
-            rest.len != 0 ? "this frame and what follows can't be read" : "fewer records than the batch says", rest);
+            rest.len != 0 ? "this frame and what follows can't be read"
+                          : "fewer records than the batch says",
+            rest);
     }
 
     walk->offset = entry->batch.payload.len;
@@ -186,7 +196,8 @@ static struct aff_slice
 stream_field(const redisReply *fields)
 {
     for (size_t i = 0; i + 1 < fields->elements; i += 2) {
-        if (fields->element[i]->type == REDIS_REPLY_STRING && fields->element[i + 1]->type == REDIS_REPLY_STRING &&
+        if (fields->element[i]->type == REDIS_REPLY_STRING &&
+            fields->element[i + 1]->type == REDIS_REPLY_STRING &&
             strcmp(fields->element[i]->str, AFF_STREAM_FIELD) == 0) {
             return aff_slice(fields->element[i + 1]->str, (size_t) fields->element[i + 1]->len);
         }
@@ -223,13 +234,15 @@ stream_verify(struct stream *stream, struct entry *entry)
 
 /* Adds [id, fields] pairs of one stream. Sets `last` to the id of the last one. */
 static bool
-load_add(struct stream *stream, struct load *load, unsigned index, const redisReply *entries, const char **last)
+load_add(struct stream *stream, struct load *load, unsigned index, const redisReply *entries,
+    const char **last)
 {
     for (size_t i = 0; i < entries->elements; i++) {
         const redisReply *pair = entries->element[i];
         struct entry *entry;
 
-        if (pair->type != REDIS_REPLY_ARRAY || pair->elements != 2 || pair->element[0]->type != REDIS_REPLY_STRING) {
+        if (pair->type != REDIS_REPLY_ARRAY || pair->elements != 2 ||
+            pair->element[0]->type != REDIS_REPLY_STRING) {
             continue;
         }
 
@@ -243,8 +256,9 @@ load_add(struct stream *stream, struct load *load, unsigned index, const redisRe
         if (pair->element[1]->type != REDIS_REPLY_ARRAY) {
             entry->state = ENTRY_GONE;
             role_count(stream->role, COUNTER_LOST, 1);
-            log_error("entry %s of %s was deleted before it was committed; its producer sends it again", entry->id,
-                stream->keys[index]);
+            log_error(
+                "entry %s of %s was deleted before it was committed; its producer sends it again",
+                entry->id, stream->keys[index]);
             continue;
         }
 
@@ -261,7 +275,8 @@ load_add(struct stream *stream, struct load *load, unsigned index, const redisRe
 static bool
 load_own(struct load *load, redisReply *reply)
 {
-    if (!stream_grow((void **) &load->replies, &load->replies_size, load->replies_count, sizeof(redisReply *))) {
+    if (!stream_grow((void **) &load->replies, &load->replies_size, load->replies_count,
+            sizeof(redisReply *))) {
         freeReplyObject(reply);
         return false;
     }
@@ -282,8 +297,8 @@ static bool
 stream_make_groups(struct stream *stream)
 {
     for (unsigned i = 0; i < stream->streams; i++) {
-        redisReply *reply =
-            redis_command(&stream->redis, "XGROUP CREATE %s " STREAM_GROUP " 0 MKSTREAM", stream->keys[i]);
+        redisReply *reply = redis_command(
+            &stream->redis, "XGROUP CREATE %s " STREAM_GROUP " 0 MKSTREAM", stream->keys[i]);
 
         if (reply != NULL) {
             freeReplyObject(reply);
@@ -331,7 +346,8 @@ stream_take(struct stream *stream, struct load *load, redisReply *reply, size_t 
 
         if (stream->cursors[index][0] != '\0') {
             /* Own pending entries: go on behind the last one; an empty page is their end. */
-            snprintf(stream->cursors[index], sizeof(stream->cursors[index]), "%s", last == NULL ? "" : last);
+            snprintf(stream->cursors[index], sizeof(stream->cursors[index]), "%s",
+                last == NULL ? "" : last);
         }
     }
 
@@ -384,9 +400,11 @@ stream_read(struct stream *stream, struct load *load, int64_t block_ms, size_t *
     *got = 0;
     reply = redis_command_argv(&stream->redis, argc, argv, NULL);
     if (reply == NULL) {
-        if (stream->redis.context != NULL && (strncmp(stream->redis.error, "NOGROUP", 7) == 0 ||
-                                                 strncmp(stream->redis.error, "UNBLOCKED", 9) == 0)) {
-            log_warning("Redis lost its streams or groups; beginning with empty ones, producers send again");
+        if (stream->redis.context != NULL &&
+            (strncmp(stream->redis.error, "NOGROUP", 7) == 0 ||
+                strncmp(stream->redis.error, "UNBLOCKED", 9) == 0)) {
+            log_warning("Redis lost its streams or groups; beginning with empty ones, producers "
+                        "send again");
             return stream_make_groups(stream);
         }
 
@@ -397,8 +415,8 @@ stream_read(struct stream *stream, struct load *load, int64_t block_ms, size_t *
 }
 
 /*
- * Fills the load. With `wait` it waits for the first entry, and then up to batch_delay for company; without, it takes
- * what is there.
+ * Fills the load. With `wait` it waits for the first entry, and then up to batch_delay for company;
+ * without, it takes what is there.
  */
 static bool
 stream_gather(struct stream *stream, struct load *load, bool wait)
@@ -411,7 +429,8 @@ stream_gather(struct stream *stream, struct load *load, bool wait)
         size_t got;
 
         if (wait && !history) {
-            int64_t left = begun == 0 ? READ_BLOCK_MS : begun + stream->batch_delay_ms - clock_monotonic_ms();
+            int64_t left =
+                begun == 0 ? READ_BLOCK_MS : begun + stream->batch_delay_ms - clock_monotonic_ms();
 
             block = left < 0 ? 0 : left < READ_BLOCK_MS ? left : READ_BLOCK_MS;
         }
@@ -424,7 +443,8 @@ stream_gather(struct stream *stream, struct load *load, bool wait)
             begun = clock_monotonic_ms();
         }
 
-        /* A full read means that more is waiting; the end of the history, that new entries may be. */
+        /* A full read means that more is waiting; the end of the history, that new entries may be.
+         */
         if (got < READ_COUNT && !history && (!wait || load->count == 0 || block == 0)) {
             break;
         }
@@ -460,8 +480,8 @@ stream_accept(struct stream *stream, struct entry *entries, size_t count, struct
         positions[fresh++] = i;
     }
 
-    ok = ok && (fresh == 0 || (text_add(&spools, "}") && text_add(&segments, "}") && text_add(&sequences, "}") &&
-                                  text_add(&records, "}")));
+    ok = ok && (fresh == 0 || (text_add(&spools, "}") && text_add(&segments, "}") &&
+                                  text_add(&sequences, "}") && text_add(&records, "}")));
     if (!ok) {
         stream_no_memory(error);
     } else if (fresh != 0) {
@@ -501,8 +521,8 @@ stream_write_dead(struct stream *stream, struct pg_error *error)
         const struct dead_letter *dead = &stream->dead[i];
         const struct aff_batch *batch = &dead->entry->batch;
         char channel[8], spool[24], segment[24], sequence[16], record[24];
-        const char *values[8] = {channel, spool, segment, sequence, record, dead->reason, dead->detail,
-            (const char *) dead->payload.data};
+        const char *values[8] = {channel, spool, segment, sequence, record, dead->reason,
+            dead->detail, (const char *) dead->payload.data};
         int lengths[8] = {[7] = (int) dead->payload.len};
         int formats[8] = {[7] = 1};
         bool known = dead->entry->state != ENTRY_JUNK;
@@ -518,7 +538,8 @@ stream_write_dead(struct stream *stream, struct pg_error *error)
         }
 
         result = PQexecParams(stream->pg, stream_dead_sql, 8,
-            (const Oid[8]){[5] = COPY_OID_TEXT, [6] = COPY_OID_TEXT, [7] = 17 /* bytea */}, values, lengths, formats, 0);
+            (const Oid[8]){[5] = COPY_OID_TEXT, [6] = COPY_OID_TEXT, [7] = 17 /* bytea */}, values,
+            lengths, formats, 0);
         if (PQresultStatus(result) != PGRES_TUPLES_OK) {
             pg_error_of(stream->pg, result, error);
             PQclear(result);
@@ -578,14 +599,16 @@ stream_commit(struct stream *stream, bool read_ahead, struct pg_error *error)
     if (ok && !read) {
         /* Committed, but Redis is gone: this life ends, and the inbox will know these. */
         *error = (struct pg_error){.class = PG_CLASS_RETRY};
-        snprintf(error->message, sizeof(error->message), "committed; then Redis failed: %.300s", stream->redis.error);
+        snprintf(error->message, sizeof(error->message), "committed; then Redis failed: %.300s",
+            stream->redis.error);
         return false;
     }
 
     return ok;
 }
 
-/* Takes one batch apart: each record under its own savepoint, those that fail become dead letters. */
+/* Takes one batch apart: each record under its own savepoint, those that fail become dead letters.
+ */
 static bool
 stream_store_apart(struct stream *stream, const struct entry *entry, struct pg_error *error)
 {
@@ -617,7 +640,8 @@ stream_store_apart(struct stream *stream, const struct entry *entry, struct pg_e
         snprintf(detail, sizeof(detail), "%s %.80s", error->sqlstate, error->message);
         stream->dead_count = dead;
         stream->stored = stored;
-        if (!pg_command(stream->pg, "rollback to savepoint record; release savepoint record", error)) {
+        if (!pg_command(
+                stream->pg, "rollback to savepoint record; release savepoint record", error)) {
             return false;
         }
 
@@ -627,8 +651,9 @@ stream_store_apart(struct stream *stream, const struct entry *entry, struct pg_e
     }
 
     if (refused > 0) {
-        log_warning("%u of %u records of a batch were refused and are dead letters; the last because of %s", refused,
-            entry->batch.records, detail);
+        log_warning(
+            "%u of %u records of a batch were refused and are dead letters; the last because of %s",
+            refused, entry->batch.records, detail);
     }
 
     return true;
@@ -636,8 +661,8 @@ stream_store_apart(struct stream *stream, const struct entry *entry, struct pg_e
 
 /* One transaction. `apart`: there is one entry, and its records go one by one. */
 static bool
-stream_attempt(struct stream *stream, struct entry *entries, size_t count, bool apart, bool read_ahead,
-    struct pg_error *error)
+stream_attempt(struct stream *stream, struct entry *entries, size_t count, bool apart,
+    bool read_ahead, struct pg_error *error)
 {
     bool ok;
 
@@ -672,7 +697,8 @@ stream_tally(struct stream *stream, const struct entry *entries, size_t count)
 {
     log_debug("%zu entries, %llu records: inbox %lld ms, store %lld ms, commit %lld ms", count,
         (unsigned long long) stream->stored, (long long) (stream->accepted_ms - stream->begun_ms),
-        (long long) (stream->stored_ms - stream->accepted_ms), (long long) (clock_monotonic_ms() - stream->stored_ms));
+        (long long) (stream->stored_ms - stream->accepted_ms),
+        (long long) (clock_monotonic_ms() - stream->stored_ms));
 
     role_count(stream->role, COUNTER_TRANSACTIONS, 1);
     role_count(stream->role, COUNTER_RECORDS, stream->stored);
@@ -701,12 +727,14 @@ stream_apply(struct stream *stream, struct load *load, bool read_ahead)
 
     for (size_t i = 0; i < load->count; i++) {
         struct entry *entry = &load->entries[i];
-        /* For the first, the load's transaction is still to be ended; each of the others ended its own. */
+        /* For the first, the load's transaction is still to be ended; each of the others ended its
+         * own. */
         bool ok = i != 0 || pg_command(stream->pg, "rollback", &error);
 
         ok = ok && stream_attempt(stream, entry, 1, false, false, &error);
         if (!ok && error.class == PG_CLASS_POISON) {
-            ok = pg_command(stream->pg, "rollback", &error) && stream_attempt(stream, entry, 1, true, false, &error);
+            ok = pg_command(stream->pg, "rollback", &error) &&
+                 stream_attempt(stream, entry, 1, true, false, &error);
         }
 
         if (!ok) {
@@ -735,9 +763,10 @@ stream_append_acks(struct stream *stream, const struct load *load)
             continue;
         }
 
-        snprintf(key, sizeof(key), "aff:ack:%016llx:%llu", (unsigned long long) entry->batch.spool_id,
-            (unsigned long long) entry->batch.segment);
-        if (!redis_append(&stream->redis, "SETBIT %s %lu 1", key, (unsigned long) entry->batch.sequence)) {
+        snprintf(key, sizeof(key), "aff:ack:%016llx:%llu",
+            (unsigned long long) entry->batch.spool_id, (unsigned long long) entry->batch.segment);
+        if (!redis_append(
+                &stream->redis, "SETBIT %s %lu 1", key, (unsigned long) entry->batch.sequence)) {
             return false;
         }
 
@@ -798,7 +827,8 @@ stream_settle(struct stream *stream, struct load *load)
 static bool
 stream_process(struct stream *stream, bool read_ahead)
 {
-    bool ok = stream_apply(stream, &stream->load, read_ahead) && stream_settle(stream, &stream->load);
+    bool ok =
+        stream_apply(stream, &stream->load, read_ahead) && stream_settle(stream, &stream->load);
 
     load_clear(&stream->load);
     return ok;
@@ -811,8 +841,11 @@ stream_group_number(const redisReply *group, const char *field, const char **tex
 {
     for (size_t i = 0; i + 1 < group->elements; i += 2) {
         if (strcmp(group->element[i]->str, field) == 0) {
-            *text = group->element[i + 1]->type == REDIS_REPLY_STRING ? group->element[i + 1]->str : NULL;
-            return group->element[i + 1]->type == REDIS_REPLY_INTEGER ? group->element[i + 1]->integer : 0;
+            *text = group->element[i + 1]->type == REDIS_REPLY_STRING ? group->element[i + 1]->str
+                                                                      : NULL;
+            return group->element[i + 1]->type == REDIS_REPLY_INTEGER
+                       ? group->element[i + 1]->integer
+                       : 0;
         }
     }
 
@@ -848,7 +881,8 @@ stream_group_state(struct stream *stream, unsigned index, struct group_state *st
 
         state->lag = (uint64_t) stream_group_number(groups->element[i], "lag", &text);
         stream_group_number(groups->element[i], "last-delivered-id", &text);
-        snprintf(state->last_delivered, sizeof(state->last_delivered), "%s", text == NULL ? "0-0" : text);
+        snprintf(state->last_delivered, sizeof(state->last_delivered), "%s",
+            text == NULL ? "0-0" : text);
     }
     freeReplyObject(groups);
 
@@ -860,7 +894,8 @@ stream_group_state(struct stream *stream, unsigned index, struct group_state *st
     if (pending->elements >= 2 && pending->element[0]->type == REDIS_REPLY_INTEGER) {
         state->pending = (uint64_t) pending->element[0]->integer;
         if (pending->element[1]->type == REDIS_REPLY_STRING) {
-            snprintf(state->oldest_pending, sizeof(state->oldest_pending), "%s", pending->element[1]->str);
+            snprintf(state->oldest_pending, sizeof(state->oldest_pending), "%s",
+                pending->element[1]->str);
         }
     }
     freeReplyObject(pending);
@@ -878,7 +913,8 @@ stream_oldest_ms(struct stream *stream, unsigned index, const struct group_state
         return redis_id_ms(state->oldest_pending);
     }
 
-    reply = redis_command(&stream->redis, "XRANGE %s (%s + COUNT 1", stream->keys[index], state->last_delivered);
+    reply = redis_command(
+        &stream->redis, "XRANGE %s (%s + COUNT 1", stream->keys[index], state->last_delivered);
     if (reply == NULL) {
         return -1;
     }
@@ -927,8 +963,8 @@ stream_gauges(struct stream *stream)
 }
 
 /*
- * Drops what is acknowledged and older than the replay window. The group's position is read first: what is not pending
- * afterwards and not behind it was acknowledged.
+ * Drops what is acknowledged and older than the replay window. The group's position is read first:
+ * what is not pending afterwards and not behind it was acknowledged.
  */
 static bool
 stream_trim(struct stream *stream)
@@ -945,7 +981,8 @@ stream_trim(struct stream *stream)
             return false;
         }
 
-        snprintf(window, sizeof(window), "%lld-0", (long long) (now - stream->role->config->run.replay_window));
+        snprintf(window, sizeof(window), "%lld-0",
+            (long long) (now - stream->role->config->run.replay_window));
         if (redis_id_compare(state.last_delivered, limit) < 0) {
             limit = state.last_delivered;
         }
@@ -974,9 +1011,9 @@ stream_claim(struct stream *stream)
         char cursor[48] = "0-0";
 
         for (unsigned round = 0; round < CLAIM_ROUNDS_MAX; round++) {
-            redisReply *reply = redis_command(&stream->redis, "XAUTOCLAIM %s " STREAM_GROUP " %s %lld %s COUNT 100 JUSTID",
-                stream->keys[i], stream->consumer, (long long) stream->role->config->run.claim_idle,
-                cursor);
+            redisReply *reply = redis_command(&stream->redis,
+                "XAUTOCLAIM %s " STREAM_GROUP " %s %lld %s COUNT 100 JUSTID", stream->keys[i],
+                stream->consumer, (long long) stream->role->config->run.claim_idle, cursor);
 
             if (reply == NULL) {
                 return false;
@@ -989,7 +1026,8 @@ stream_claim(struct stream *stream)
 
             if (reply->elements >= 3 && reply->element[2]->elements > 0) {
                 role_count(stream->role, COUNTER_LOST, reply->element[2]->elements);
-                log_error("%zu pending entries of %s were deleted before they were committed; their producers send "
+                log_error("%zu pending entries of %s were deleted before they were committed; "
+                          "their producers send "
                           "them again",
                     reply->element[2]->elements, stream->keys[i]);
             }
@@ -1023,7 +1061,8 @@ stream_upkeep(struct stream *stream)
 {
     struct pg_error error;
 
-    if (stream_due(&stream->next_prepare_ms, PREPARE_INTERVAL_MS) && !stream->kind->prepare(stream, &error)) {
+    if (stream_due(&stream->next_prepare_ms, PREPARE_INTERVAL_MS) &&
+        !stream->kind->prepare(stream, &error)) {
         return role_failed_pg(stream->role, "preparing", &error);
     }
 
@@ -1039,9 +1078,11 @@ stream_upkeep(struct stream *stream)
     /* NOGROUP in the rest: Redis was emptied under us; the next read makes the group anew. */
     if ((stream_due(&stream->next_gauge_ms, GAUGE_INTERVAL_MS) && !stream_gauges(stream)) ||
         (stream_due(&stream->next_trim_ms, TRIM_INTERVAL_MS) && !stream_trim(stream)) ||
-        (stream_due(&stream->next_claim_ms, stream->role->config->run.claim_idle / 4) && !stream_claim(stream))) {
-        if (stream->redis.context == NULL || (strncmp(stream->redis.error, "NOGROUP", 7) != 0 &&
-                                                 strncmp(stream->redis.error, "ERR no such key", 15) != 0)) {
+        (stream_due(&stream->next_claim_ms, stream->role->config->run.claim_idle / 4) &&
+            !stream_claim(stream))) {
+        if (stream->redis.context == NULL ||
+            (strncmp(stream->redis.error, "NOGROUP", 7) != 0 &&
+                strncmp(stream->redis.error, "ERR no such key", 15) != 0)) {
             return role_failed_redis(stream->role, "looking after the streams", &stream->redis);
         }
     }
@@ -1063,19 +1104,21 @@ stream_replay_one(struct stream *stream, unsigned index)
         return role_failed_redis(stream->role, "replaying", &stream->redis);
     }
 
-    snprintf(from, sizeof(from), "%lld-0", (long long) (now - stream->role->config->run.replay_window));
+    snprintf(
+        from, sizeof(from), "%lld-0", (long long) (now - stream->role->config->run.replay_window));
 
     while (!role_should_end(stream->role)) {
         const char *last = NULL;
-        redisReply *reply = redis_command(
-            &stream->redis, "XRANGE %s %s %s COUNT %d", stream->keys[index], from, state.last_delivered, READ_COUNT);
+        redisReply *reply = redis_command(&stream->redis, "XRANGE %s %s %s COUNT %d",
+            stream->keys[index], from, state.last_delivered, READ_COUNT);
         size_t got = reply == NULL ? 0 : reply->elements;
 
         if (reply == NULL) {
             return role_failed_redis(stream->role, "replaying", &stream->redis);
         }
 
-        if (!load_own(&stream->load, reply) || !load_add(stream, &stream->load, index, reply, &last)) {
+        if (!load_own(&stream->load, reply) ||
+            !load_add(stream, &stream->load, index, reply, &last)) {
             return role_failed(stream->role, "out of memory");
         }
 
@@ -1093,7 +1136,8 @@ stream_replay_one(struct stream *stream, unsigned index)
             role_count(stream->role, COUNTER_REPLAYED, entries);
             if (entries != 0) {
                 log_info("%s: replayed %llu entries of the last %lld s", stream->keys[index],
-                    (unsigned long long) entries, (long long) stream->role->config->run.replay_window / 1000);
+                    (unsigned long long) entries,
+                    (long long) stream->role->config->run.replay_window / 1000);
             }
 
             return true;
@@ -1103,7 +1147,8 @@ stream_replay_one(struct stream *stream, unsigned index)
     return role_failed(stream->role, "stopped while replaying");
 }
 
-/* Where Redis remembers another PostgreSQL than this one, or none, the window goes through the inbox again. */
+/* Where Redis remembers another PostgreSQL than this one, or none, the window goes through the
+ * inbox again. */
 static bool
 stream_replay(struct stream *stream)
 {
@@ -1112,7 +1157,8 @@ stream_replay(struct stream *stream)
     }
 
     for (unsigned i = 0; i < stream->streams; i++) {
-        redisReply *reply = redis_command(&stream->redis, "GET aff:postgres:%s:%u", stream->kind->name, i);
+        redisReply *reply =
+            redis_command(&stream->redis, "GET aff:postgres:%s:%u", stream->kind->name, i);
         bool same;
 
         if (reply == NULL) {
@@ -1121,8 +1167,8 @@ stream_replay(struct stream *stream)
 
         same = reply->type == REDIS_REPLY_STRING && strcmp(reply->str, stream->identity) == 0;
         if (!same && reply->type == REDIS_REPLY_STRING) {
-            log_warning("PostgreSQL was %s and is %s: a failover or restore; replaying %s", reply->str,
-                stream->identity, stream->keys[i]);
+            log_warning("PostgreSQL was %s and is %s: a failover or restore; replaying %s",
+                reply->str, stream->identity, stream->keys[i]);
         }
 
         freeReplyObject(reply);
@@ -1134,7 +1180,8 @@ stream_replay(struct stream *stream)
             return false;
         }
 
-        reply = redis_command(&stream->redis, "SET aff:postgres:%s:%u %s", stream->kind->name, i, stream->identity);
+        reply = redis_command(
+            &stream->redis, "SET aff:postgres:%s:%u %s", stream->kind->name, i, stream->identity);
         if (reply == NULL) {
             return role_failed_redis(stream->role, "SET", &stream->redis);
         }
@@ -1170,7 +1217,8 @@ stream_connect(struct stream *stream)
 
     role_progress(role);
     stream->next_prepare_ms = clock_monotonic_ms() + PREPARE_INTERVAL_MS;
-    if (!pg_identity(stream->pg, stream->identity, &error) || !stream->kind->prepare(stream, &error)) {
+    if (!pg_identity(stream->pg, stream->identity, &error) ||
+        !stream->kind->prepare(stream, &error)) {
         return role_failed_pg(role, "preparing", &error);
     }
 
@@ -1181,7 +1229,8 @@ static bool
 stream_live(struct stream *stream)
 {
     if (!stream_connect(stream) || !stream_make_groups(stream) || !stream_replay(stream)) {
-        return role_should_end(stream->role) && stream->pg != NULL && PQstatus(stream->pg) == CONNECTION_OK;
+        return role_should_end(stream->role) && stream->pg != NULL &&
+               PQstatus(stream->pg) == CONNECTION_OK;
     }
 
     while (!role_should_end(stream->role)) {
@@ -1203,7 +1252,8 @@ stream_live(struct stream *stream)
 }
 
 bool
-stream_serve(struct role *role, const struct stream_kind *kind, int64_t batch_bytes, int64_t batch_delay_ms, void *data)
+stream_serve(struct role *role, const struct stream_kind *kind, int64_t batch_bytes,
+    int64_t batch_delay_ms, void *data)
 {
     struct stream stream = {.role = role,
         .kind = kind,
@@ -1216,7 +1266,8 @@ stream_serve(struct role *role, const struct stream_kind *kind, int64_t batch_by
     if (role->lane == 0) {
         snprintf(stream.consumer, sizeof(stream.consumer), "%s", role->config->run.consumer);
     } else {
-        snprintf(stream.consumer, sizeof(stream.consumer), "%s:%u", role->config->run.consumer, role->lane + 1);
+        snprintf(stream.consumer, sizeof(stream.consumer), "%s:%u", role->config->run.consumer,
+            role->lane + 1);
     }
 
     stream.keys = calloc(stream.streams, sizeof(*stream.keys));

@@ -1,9 +1,10 @@
 /*
  * From streams to PostgreSQL, exactly once: what the roles clicks and conversions have in common.
  *
- * One transaction holds a load of batches: the inbox rows of those it has not seen, their records, and dead letters for
- * what can't be stored. After COMMIT, and only then, each batch's bit is set for the producer and its entry is
- * acknowledged. See stream.c for why that is safe at any instruction.
+ * One transaction holds a load of batches: the inbox rows of those it has not seen, their records,
+ * and dead letters for what can't be stored. After COMMIT, and only then, each batch's bit is set
+ * for the producer and its entry is acknowledged. See stream.c for why that is safe at any
+ * instruction.
  */
 
 #ifndef AFFILIATED_STREAM_H
@@ -16,11 +17,13 @@
 #define STREAM_GROUP "affiliated"
 
 /* What both roles count. */
-#define STREAM_COUNTERS                                                                                                \
-    (1ULL << COUNTER_TRANSACTIONS | 1ULL << COUNTER_ENTRIES | 1ULL << COUNTER_BYTES | 1ULL << COUNTER_RECORDS |        \
-        1ULL << COUNTER_REPEATED | 1ULL << COUNTER_REPLAYED | 1ULL << COUNTER_CLAIMED | 1ULL << COUNTER_DEAD_LETTERS | \
-        1ULL << COUNTER_FORGED | 1ULL << COUNTER_LOST | 1ULL << COUNTER_TRIMMED | 1ULL << COUNTER_FAILURES |           \
-        1ULL << GAUGE_LENGTH | 1ULL << GAUGE_LAG | 1ULL << GAUGE_PENDING | 1ULL << GAUGE_OLDEST_MS)
+#define STREAM_COUNTERS                                                                            \
+    (1ULL << COUNTER_TRANSACTIONS | 1ULL << COUNTER_ENTRIES | 1ULL << COUNTER_BYTES |              \
+        1ULL << COUNTER_RECORDS | 1ULL << COUNTER_REPEATED | 1ULL << COUNTER_REPLAYED |            \
+        1ULL << COUNTER_CLAIMED | 1ULL << COUNTER_DEAD_LETTERS | 1ULL << COUNTER_FORGED |          \
+        1ULL << COUNTER_LOST | 1ULL << COUNTER_TRIMMED | 1ULL << COUNTER_FAILURES |                \
+        1ULL << GAUGE_LENGTH | 1ULL << GAUGE_LAG | 1ULL << GAUGE_PENDING |                         \
+        1ULL << GAUGE_OLDEST_MS)
 
 enum entry_state {
     ENTRY_NEW,      /* verified; not known to be in the inbox */
@@ -66,8 +69,8 @@ struct stream_kind {
     bool (*prepare)(struct stream *stream, struct pg_error *error);
 
     /*
-     * Within a transaction: stores the records of the entries that are ENTRY_ACCEPTED, giving what can't be stored to
-     * stream_bury(). `only` < 0, or the one record to store.
+     * Within a transaction: stores the records of the entries that are ENTRY_ACCEPTED, giving what
+     * can't be stored to stream_bury(). `only` < 0, or the one record to store.
      */
     bool (*store)(struct stream *stream, const struct entry *entries, size_t count, int64_t only,
         struct pg_error *error);
@@ -95,7 +98,7 @@ struct stream {
     struct dead_letter *dead;
     size_t dead_count, dead_size;
     bool dead_failed; /* one could not be noted: the transaction must not commit */
-    uint64_t stored; /* records of this transaction */
+    uint64_t stored;  /* records of this transaction */
     int64_t begun_ms, accepted_ms, stored_ms;
 
     char identity[PG_IDENTITY_MAX];
@@ -105,16 +108,17 @@ struct stream {
 };
 
 /* One life of a role. The kind's data outlives it only as the caller wants. */
-bool stream_serve(struct role *role, const struct stream_kind *kind, int64_t batch_bytes, int64_t batch_delay_ms,
-    void *data);
+bool stream_serve(struct role *role, const struct stream_kind *kind, int64_t batch_bytes,
+    int64_t batch_delay_ms, void *data);
 
 /* A dead letter for this transaction; `detail` is copied, `payload` stays the entry's. */
-void stream_bury(struct stream *stream, const struct entry *entry, int64_t record, const char *reason,
-    const char *detail, struct aff_slice payload);
+void stream_bury(struct stream *stream, const struct entry *entry, int64_t record,
+    const char *reason, const char *detail, struct aff_slice payload);
 
 /*
- * Walks the frames of an entry: true with the next record and its position, false at the end. What can't be walked is
- * buried as corrupt_frame, unless the walk is `quiet`. Begin with a walk that is zero but for that.
+ * Walks the frames of an entry: true with the next record and its position, false at the end. What
+ * can't be walked is buried as corrupt_frame, unless the walk is `quiet`. Begin with a walk that is
+ * zero but for that.
  */
 struct walk {
     size_t offset;
@@ -124,6 +128,7 @@ struct walk {
     bool quiet;
 };
 
-bool stream_walk(struct stream *stream, const struct entry *entry, struct walk *walk, struct aff_frame *frame);
+bool stream_walk(
+    struct stream *stream, const struct entry *entry, struct walk *walk, struct aff_frame *frame);
 
 #endif

@@ -4,6 +4,7 @@
 --   psql -Xq -v orders=200000 -v batch=10000 -f t/bench/conversions.sql
 --
 -- The staging by insert is not counted: the daemon's COPY is measured end to end elsewhere. Beside it: pgbench -c 8 -j 2.
+-- The processor time of the backend doesn't depend on what else the machine does; it needs Linux and a superuser.
 
 \set QUIET on
 \set ON_ERROR_STOP on
@@ -54,6 +55,12 @@ begin
 end
 $$;
 
+-- Nanoseconds that this backend has been on a processor.
+create or replace function pg_temp.cpu_ns()
+returns bigint
+language sql volatile
+as $$ select split_part(pg_read_file('/proc/self/schedstat', 0, 100), ' ', 1)::bigint $$;
+
 -- One event for each order; prints conversions per second of apply_conversions() with its commit.
 create or replace procedure pg_temp.measure(p_status integer, p_title text)
 language plpgsql
@@ -63,7 +70,11 @@ declare
     batch integer := current_setting('bench.batch');
     spool bigint := (random() * 1e15)::bigint;
     started timestamptz;
+    started_ns bigint;
+    started_wal pg_lsn;
     spent interval := '0';
+    spent_ns bigint := 0;
+    wal numeric := 0;
     cut integer := 0;
 begin
     perform affiliate.conversion_stage();
@@ -79,12 +90,17 @@ begin
         insert into affiliate.inbox (channel, spool_id, segment, sequence, records)
         values (2, spool, 1, cut / batch, least(batch, orders - cut));
         started := clock_timestamp();
+        started_ns := pg_temp.cpu_ns();
+        started_wal := pg_current_wal_insert_lsn();
         perform affiliate.apply_conversions();
         commit;
         spent := spent + (clock_timestamp() - started);
+        spent_ns := spent_ns + pg_temp.cpu_ns() - started_ns;
+        wal := wal + (pg_current_wal_insert_lsn() - started_wal);
         cut := cut + batch;
     end loop;
-    raise notice '%', format('%-44s %s /s', p_title, round(orders / extract(epoch from spent)));
+    raise notice '%', format('%-48s %s /s, %s µs of CPU and %s bytes of WAL each', p_title,
+                             round(orders / extract(epoch from spent)), round(spent_ns / 1e3 / orders, 1), round(wal / orders));
 end
 $$;
 

@@ -1,9 +1,10 @@
 /*
- * Puts batches of made-up clicks or conversions into Redis as the module would, for tests and benchmarks.
+ * Puts batches of made-up clicks or conversions into Redis as the module would, for tests and
+ * benchmarks.
  *
- * Everything follows from the seed: click number i of a seed and a start time is the same in every run, so conversions made
- * with the same --seed, --start-ms and --rate name the clicks that were made before. Prints what it did as one line of
- * JSON.
+ * Everything follows from the seed: click number i of a seed and a start time is the same in every
+ * run, so conversions made with the same --seed, --start-ms and --rate name the clicks that were
+ * made before. Prints what it did as one line of JSON.
  */
 
 #include "protocol/batch.h"
@@ -37,8 +38,10 @@ struct options {
     bool conversions;
     bool test;
     enum damage damage;
-    uint64_t count, first, seed, start_ms, rate, delay_ms, spool, segment, segment_batches, stream, repeat;
-    uint64_t merchant, merchants, link, campaign, affiliate, affiliates, amount, bots, batch_records, batch_bytes;
+    uint64_t count, first, seed, start_ms, rate, delay_ms, spool, segment, segment_batches, stream,
+        repeat;
+    uint64_t merchant, merchants, link, campaign, affiliate, affiliates, amount, bots,
+        batch_records, batch_bytes;
 };
 
 struct producer {
@@ -109,7 +112,8 @@ static void
 send_batch(struct producer *p)
 {
     const struct options *o = p->options;
-    struct aff_batch batch = {.channel = o->conversions ? AFF_CHANNEL_CONVERSIONS : AFF_CHANNEL_CLICKS,
+    struct aff_batch batch = {
+        .channel = o->conversions ? AFF_CHANNEL_CONVERSIONS : AFF_CHANNEL_CLICKS,
         .spool_id = o->spool,
         .segment = p->segment,
         .sequence = p->sequence,
@@ -125,7 +129,8 @@ send_batch(struct producer *p)
     } else if (o->damage == DAMAGE_RECORD) {
         uint8_t *frame = middle_frame(p);
 
-        aff_frame_seal(frame, 200, 1, aff_load_le16(frame + 10), aff_frame_seed(o->spool, p->segment));
+        aff_frame_seal(
+            frame, 200, 1, aff_load_le16(frame + 10), aff_frame_seed(o->spool, p->segment));
     }
 
     aff_batch_header(&batch, &p->ring, p->batch);
@@ -156,12 +161,15 @@ send_batch(struct producer *p)
 }
 
 static void
-add_click(struct producer *p, uint64_t i, const uint8_t uuid[AFF_UUID_BYTES], uint8_t *out, size_t room, size_t *len)
+add_click(struct producer *p, uint64_t i, const uint8_t uuid[AFF_UUID_BYTES], uint8_t *out,
+    size_t room, size_t *len)
 {
     const struct options *o = p->options;
     static const char *const agents[] = {
-        "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Mobile Safari/537.36",
-        "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.1 "
+        "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) "
+        "Chrome/131.0.0.0 Mobile Safari/537.36",
+        "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like "
+        "Gecko) Version/18.1 "
         "Mobile/15E148 Safari/604.1",
     };
     uint64_t r = mix(o->seed ^ 0x5bd1e995, i);
@@ -185,8 +193,8 @@ add_click(struct producer *p, uint64_t i, const uint8_t uuid[AFF_UUID_BYTES], ui
 }
 
 static void
-add_conversion(struct producer *p, uint64_t i, uint64_t event, unsigned status, const uint8_t uuid[AFF_UUID_BYTES],
-    uint8_t *out, size_t room, size_t *len)
+add_conversion(struct producer *p, uint64_t i, uint64_t event, unsigned status,
+    const uint8_t uuid[AFF_UUID_BYTES], uint8_t *out, size_t room, size_t *len)
 {
     const struct options *o = p->options;
     struct aff_conversion conversion = {.merchant_id = o->merchant + i % o->merchants,
@@ -200,7 +208,8 @@ add_conversion(struct producer *p, uint64_t i, uint64_t event, unsigned status, 
     char order[96], idempotency[AFF_IDEMPOTENCY_KEY_MAX];
     uint64_t hash = mix(o->seed, i * 8 + event);
 
-    snprintf(order, sizeof(order), "%s-%llu-%llu", o->order_prefix, (unsigned long long) o->seed, (unsigned long long) i);
+    snprintf(order, sizeof(order), "%s-%llu-%llu", o->order_prefix, (unsigned long long) o->seed,
+        (unsigned long long) i);
     snprintf(idempotency, sizeof(idempotency), "%s-%s", order, aff_status_name(status));
     snprintf(conversion.currency, sizeof(conversion.currency), "%s", o->currency);
     conversion.order_id = aff_slice_of(order);
@@ -220,7 +229,8 @@ add_record(struct producer *p, uint8_t type, uint8_t version, size_t len)
         fail("encode", "a field is over its limit");
     }
 
-    p->len += aff_frame_seal(frame, type, version, len, aff_frame_seed(p->options->spool, p->segment));
+    p->len +=
+        aff_frame_seal(frame, type, version, len, aff_frame_seed(p->options->spool, p->segment));
     p->records++;
     p->made++;
     if (p->records >= p->options->batch_records || p->len >= p->options->batch_bytes) {
@@ -328,18 +338,22 @@ static const char usage[] =
     "  --amount=MINOR   [125050] of order 0; order i has i mod 1000 more;  --currency=CODE [NPR]\n"
     "  --key-id=ID      API key that the events name;  --order-prefix=TEXT [order]\n"
     "  --batch-records=N --batch-bytes=N   a batch ends at either [400, 61440]\n"
-    "  --spool=HEX      [made from the seed and the channel]  --segment=N [0]  --segment-batches=N [1000]\n"
+    "  --spool=HEX      [made from the seed and the channel]  --segment=N [0]  --segment-batches=N "
+    "[1000]\n"
     "  --stream=N       [0];  --repeat=N: send every batch N times [1]\n"
     "  --damage=mac|frame|record   in every batch\n";
 
-static const struct option long_options[] = {{"redis", 1, NULL, 0}, {"password", 1, NULL, 0}, {"key-file", 1, NULL, 0},
-    {"key-id", 1, NULL, 0}, {"statuses", 1, NULL, 0}, {"currency", 1, NULL, 0}, {"order-prefix", 1, NULL, 0},
-    {"channel", 1, NULL, 0}, {"test", 0, NULL, 0}, {"damage", 1, NULL, 0}, {"count", 1, NULL, 0}, {"first", 1, NULL, 0},
+static const struct option long_options[] = {{"redis", 1, NULL, 0}, {"password", 1, NULL, 0},
+    {"key-file", 1, NULL, 0}, {"key-id", 1, NULL, 0}, {"statuses", 1, NULL, 0},
+    {"currency", 1, NULL, 0}, {"order-prefix", 1, NULL, 0}, {"channel", 1, NULL, 0},
+    {"test", 0, NULL, 0}, {"damage", 1, NULL, 0}, {"count", 1, NULL, 0}, {"first", 1, NULL, 0},
     {"seed", 1, NULL, 0}, {"start-ms", 1, NULL, 0}, {"rate", 1, NULL, 0}, {"delay-ms", 1, NULL, 0},
-    {"spool", 1, NULL, 0}, {"segment", 1, NULL, 0}, {"segment-batches", 1, NULL, 0}, {"stream", 1, NULL, 0},
-    {"repeat", 1, NULL, 0}, {"merchant", 1, NULL, 0}, {"merchants", 1, NULL, 0}, {"link", 1, NULL, 0},
-    {"campaign", 1, NULL, 0}, {"affiliate", 1, NULL, 0}, {"affiliates", 1, NULL, 0}, {"amount", 1, NULL, 0},
-    {"bots", 1, NULL, 0}, {"batch-records", 1, NULL, 0}, {"batch-bytes", 1, NULL, 0}, {NULL, 0, NULL, 0}};
+    {"spool", 1, NULL, 0}, {"segment", 1, NULL, 0}, {"segment-batches", 1, NULL, 0},
+    {"stream", 1, NULL, 0}, {"repeat", 1, NULL, 0}, {"merchant", 1, NULL, 0},
+    {"merchants", 1, NULL, 0}, {"link", 1, NULL, 0}, {"campaign", 1, NULL, 0},
+    {"affiliate", 1, NULL, 0}, {"affiliates", 1, NULL, 0}, {"amount", 1, NULL, 0},
+    {"bots", 1, NULL, 0}, {"batch-records", 1, NULL, 0}, {"batch-bytes", 1, NULL, 0},
+    {NULL, 0, NULL, 0}};
 
 static void
 set_text(struct options *o, const char *name, const char *value)
@@ -347,18 +361,21 @@ set_text(struct options *o, const char *name, const char *value)
     const struct {
         const char *name;
         const char **to;
-    } texts[] = {{"redis", &o->redis}, {"password", &o->password}, {"key-file", &o->key_file}, {"key-id", &o->key_id},
-        {"statuses", &o->statuses}, {"currency", &o->currency}, {"order-prefix", &o->order_prefix}};
+    } texts[] = {{"redis", &o->redis}, {"password", &o->password}, {"key-file", &o->key_file},
+        {"key-id", &o->key_id}, {"statuses", &o->statuses}, {"currency", &o->currency},
+        {"order-prefix", &o->order_prefix}};
     const struct {
         const char *name;
         uint64_t *to;
         int base;
     } numbers[] = {{"count", &o->count, 10}, {"first", &o->first, 10}, {"seed", &o->seed, 10},
-        {"start-ms", &o->start_ms, 10}, {"rate", &o->rate, 10}, {"delay-ms", &o->delay_ms, 10}, {"spool", &o->spool, 16},
-        {"segment", &o->segment, 10}, {"segment-batches", &o->segment_batches, 10}, {"stream", &o->stream, 10},
-        {"repeat", &o->repeat, 10}, {"merchant", &o->merchant, 10}, {"merchants", &o->merchants, 10},
-        {"link", &o->link, 10}, {"campaign", &o->campaign, 10}, {"affiliate", &o->affiliate, 10},
-        {"affiliates", &o->affiliates, 10}, {"amount", &o->amount, 10}, {"bots", &o->bots, 10},
+        {"start-ms", &o->start_ms, 10}, {"rate", &o->rate, 10}, {"delay-ms", &o->delay_ms, 10},
+        {"spool", &o->spool, 16}, {"segment", &o->segment, 10},
+        {"segment-batches", &o->segment_batches, 10}, {"stream", &o->stream, 10},
+        {"repeat", &o->repeat, 10}, {"merchant", &o->merchant, 10},
+        {"merchants", &o->merchants, 10}, {"link", &o->link, 10}, {"campaign", &o->campaign, 10},
+        {"affiliate", &o->affiliate, 10}, {"affiliates", &o->affiliates, 10},
+        {"amount", &o->amount, 10}, {"bots", &o->bots, 10},
         {"batch-records", &o->batch_records, 10}, {"batch-bytes", &o->batch_bytes, 10}};
 
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
@@ -403,10 +420,26 @@ int
 main(int argc, char **argv)
 {
     struct timespec now;
-    struct options o = {.redis = "127.0.0.1:6379", .key_id = "ak_live_00000000000000000000", .statuses = "approved",
-        .currency = "NPR", .order_prefix = "order", .count = 1000, .seed = 1, .rate = 10000, .delay_ms = 600000,
-        .segment_batches = 1000, .repeat = 1, .merchant = 1, .merchants = 1, .link = 1, .campaign = 1, .affiliate = 1,
-        .affiliates = 1, .amount = 125050, .batch_records = 400, .batch_bytes = 61440};
+    struct options o = {.redis = "127.0.0.1:6379",
+        .key_id = "ak_live_00000000000000000000",
+        .statuses = "approved",
+        .currency = "NPR",
+        .order_prefix = "order",
+        .count = 1000,
+        .seed = 1,
+        .rate = 10000,
+        .delay_ms = 600000,
+        .segment_batches = 1000,
+        .repeat = 1,
+        .merchant = 1,
+        .merchants = 1,
+        .link = 1,
+        .campaign = 1,
+        .affiliate = 1,
+        .affiliates = 1,
+        .amount = 125050,
+        .batch_records = 400,
+        .batch_bytes = 61440};
     struct producer p = {.options = &o};
     int index, option;
 
@@ -422,7 +455,8 @@ main(int argc, char **argv)
         set_text(&o, long_options[index].name, optarg);
     }
 
-    if (o.key_file == NULL || optind != argc || o.rate == 0 || o.merchants == 0 || o.affiliates == 0 ||
+    if (o.key_file == NULL || optind != argc || o.rate == 0 || o.merchants == 0 ||
+        o.affiliates == 0 ||
         o.batch_bytes > AFF_BATCH_MAX - AFF_BATCH_HEADER_BYTES - AFF_FRAME_MAX) {
         fputs(usage, stderr);
         return 2;
@@ -441,7 +475,8 @@ main(int argc, char **argv)
     read_keys(&p);
     connect_redis(&p);
     produce(&p);
-    printf("{\"records\":%llu,\"batches\":%llu,\"bytes\":%llu,\"spool\":\"%016llx\",\"first_segment\":%llu,"
+    printf("{\"records\":%llu,\"batches\":%llu,\"bytes\":%llu,\"spool\":\"%016llx\",\"first_"
+           "segment\":%llu,"
            "\"last_segment\":%llu,\"start_ms\":%llu}\n",
         (unsigned long long) p.made, (unsigned long long) p.batches, (unsigned long long) p.bytes,
         (unsigned long long) o.spool, (unsigned long long) o.segment,

@@ -1,5 +1,5 @@
 # Sourced by ./demo and ./test from the top of the tree: what they need from Debian, and who runs what.
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034
 
 PATH=/usr/local/sbin:/usr/sbin:/sbin:$PATH
 export PATH
@@ -18,7 +18,7 @@ build_packages='gcc libc6-dev make pkg-config nginx nginx-dev libhiredis-dev lib
 run_packages='postgresql-17|postgresql-15 postgresql-client redis-server|valkey-server redis-tools|valkey-tools
     curl perl procps util-linux openssl ca-certificates'
 test_packages='postgresql-17-pgtap|postgresql-15-pgtap libcmocka-dev libnginx-mod-nchan chromium prometheus
-    php-cli python3-minimal nodejs faketime systemd git'
+    php-cli python3 nodejs systemd'
 
 package_installed() {
     dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed$'
@@ -50,22 +50,38 @@ packages_choose() {
                 continue 2
             fi
         done
-        die "no package $choice in this Debian: run apt-get update, or see README.md"
+        # Without package lists there is no telling; the last is the oldest Debian's.
+        printf '%s ' "${choice##*|}"
     done
 }
 
-# Installed services must not start: what runs here is private. Debian asks policy-rc.d before it starts one.
-apt_install() {
+# What gets installed must neither start nor be enabled, and no cluster is made: what runs here is private. Debian asks
+# policy-rc.d before it starts a service, and createcluster.d before it makes a cluster.
+# shellcheck disable=SC2016
+apt_install='
+    set -e
     policy=/usr/sbin/policy-rc.d
-    script="set -e
-        if [ ! -e $policy ]; then
-            printf '#!/bin/sh\nexit 101\n' > $policy
-            chmod 755 $policy
-            trap 'rm -f $policy' EXIT
+    cluster=/etc/postgresql-common/createcluster.d
+    units=
+    for unit in nginx redis-server valkey-server postgresql; do
+        [ -e "/lib/systemd/system/$unit.service" ] || units="$units $unit"
+    done
+    if [ ! -e "$policy" ]; then
+        printf "#!/bin/sh\nexit 101\n" > "$policy"
+        chmod 755 "$policy"
+    else
+        policy=
+    fi
+    mkdir -p "$cluster"
+    printf "create_main_cluster = false\n" > "$cluster/affiliated-setup.conf"
+    trap "rm -f $policy $cluster/affiliated-setup.conf" EXIT
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+    for unit in $units; do
+        if [ -e "/lib/systemd/system/$unit.service" ] && command -v systemctl; then
+            systemctl disable "$unit" || :
         fi
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $*"
-    $as_root sh -c "$script"
-}
+    done
+'
 
 # Installs what is missing of the given packages, or says how.
 need_packages() {
@@ -77,7 +93,6 @@ need_packages() {
     elif sudo -n true 2>/dev/null; then
         as_root='sudo -n'
     else
-        # shellcheck disable=SC2086
         say 'These Debian packages are missing; as root, run:'
         # shellcheck disable=SC2086
         say "  apt-get install --no-install-recommends $(packages_choose $missing)"
@@ -90,7 +105,7 @@ need_packages() {
     names=$(packages_choose $missing) || exit 1
     say "Installing: $names"
     # shellcheck disable=SC2086
-    apt_install $names >"$log" 2>&1 || {
+    $as_root sh -c "$apt_install" sh $names >>"$log" 2>&1 || {
         tail -20 "$log" >&2
         die "apt-get install failed; the whole of it is in $log"
     }
