@@ -93,7 +93,7 @@ ngx_http_affiliate_ctx_t *ngx_http_affiliate_ctx(ngx_http_request_t *r);
 /* The same, but NULL where there is none. */
 ngx_http_affiliate_ctx_t *ngx_http_affiliate_ctx_find(ngx_http_request_t *r);
 
-/* Cryptographic bytes from the worker's buffer; NGX_ERROR when OpenSSL fails. */
+/* Cryptographic bytes from the worker's buffer; NGX_ERROR if OpenSSL fails. */
 ngx_int_t ngx_http_affiliate_random(u_char *out, size_t len);
 
 /* Unix milliseconds of the event loop's clock. */

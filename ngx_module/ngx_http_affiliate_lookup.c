@@ -130,6 +130,7 @@ ngx_int_t
 ngx_http_affiliate_lookup(ngx_http_request_t *r,
     ngx_http_affiliate_question_t *q)
 {
+    ngx_msec_t                          lock;
     ngx_uint_t                          ready, refresh;
     ngx_http_affiliate_record_t        *record;
     ngx_http_affiliate_found_e          found;
@@ -149,12 +150,11 @@ ngx_http_affiliate_lookup(ngx_http_request_t *r,
     ready = ngx_http_affiliate_lookup_redis
             && ngx_http_affiliate_redis_ready(ngx_http_affiliate_lookup_redis);
 
+    lock = ready ? ngx_max(alcf->lookup_timeout, 1) : 0;
     record = &ngx_http_affiliate_lookup_found;
 
     found = ngx_http_affiliate_cache_get(amcf->cache, q->kind, &q->name,
-                                         &amcf->cache_times,
-                                         ready ? ngx_max(alcf->lookup_timeout, 1)
-                                               : 0,
+                                         &amcf->cache_times, lock,
                                          record, &refresh);
 
     switch (found) {

@@ -183,7 +183,8 @@ ngx_http_affiliate_redirect_answer(ngx_http_request_t *r)
     if (link->state == AFF_LINK_PAUSED
         || (link->expires_ms && link->expires_ms <= ngx_http_affiliate_now()))
     {
-        return ngx_http_affiliate_redirect_refuse(r, link, NGX_HTTP_AFFILIATE_GONE);
+        return ngx_http_affiliate_redirect_refuse(r, link,
+                                                  NGX_HTTP_AFFILIATE_GONE);
     }
 
     if (link->state != AFF_LINK_ACTIVE) {

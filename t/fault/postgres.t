@@ -12,7 +12,7 @@ my $kill = sub {
     $t->pg_start;
 };
 
-$load->ordeal(13, map { ["kill -9 PostgreSQL $_", $kill] } 1 .. 4);
+$load->ordeal(11, map { ["kill -9 PostgreSQL $_", $kill] } 1 .. 3);
 is(join("\n", $load->settle), '', 'everything that was answered is there, once, and the books hold');
 is($load->journal->{lost} + $load->journal->{refused}, 0, 'nobody outside noticed');
 

@@ -421,7 +421,7 @@ sub nginx_upgrade
     kill 'USR2', $old;
     $t->wait_until('the new master', sub {
         my $now = $t->nginx_pid;
-        return $now && $now ne $old && $t->nginx_workers($now);
+        return $now && $now ne $old && (my @workers = $t->nginx_workers($now));
     });
     kill 'QUIT', $old;
     return Test::More::ok($t->wait_until('the old master ends', sub { $self->_gone($old) }, 30), 'the old master is gone');

@@ -1,0 +1,214 @@
+# Processes come and go: reload, kill, quit, helpers, a single process, nginx -t beside a running one.
+# Loaded without http, and loaded without being configured: smoke.t. Under load, up to the database: t/fault.
+
+use Affiliated::Test;
+
+use IO::Socket::INET ();
+use JSON::PP ();
+
+my $t = Affiliated::Test->new;
+my $browser = 'User-Agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/126.0.0.0';
+
+sub status { return JSON::PP::decode_json($t->get('/status')->{body}) }
+
+sub clients { return scalar grep { /\bname=|\bid=/ } split /\n/, $t->redis('CLIENT', 'LIST') }
+
+# Every uuid in the spool's files.
+sub spooled
+{
+    my ($code, $out, $err) = $t->cli('dump', grep { -s } glob $t->path('spool/*'));
+    my %uuids;
+
+    $uuids{$1}++ while $out =~ /"([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12})"/g;
+    return \%uuids;
+}
+
+# Follows a link over and over, each on a connection of its own, until told to stop; then (click_ids, what else came).
+sub load
+{
+    my $pid = fork;
+
+    die "fork: $!\n" unless defined $pid;
+    if (!$pid) {
+        $SIG{TERM} = 'DEFAULT';
+        open my $file, '>>', $t->path('load');
+        $file->autoflush(1);
+        while (1) {
+            my $r = eval { $t->get('/r/abc') } || { status => 0 };
+            my ($id) = ($r->{headers}{location} || '') =~ /affiliate_click_id=(\w+)/;
+            print $file $id ? "$id\n" : "status $r->{status}\n";
+            select undef, undef, undef, 0.002;
+        }
+    }
+    return sub {
+        kill 'TERM', $pid;
+        waitpid $pid, 0;
+        my @lines = split /\n/, $t->slurp($t->path('load'));
+        unlink $t->path('load');
+        return ([grep { !/ / } @lines], [grep { / / } @lines]);
+    };
+}
+
+sub all_spooled
+{
+    my ($ids, $name) = @_;
+    my $spooled = spooled();
+    my @missing = grep { !$spooled->{ $t->uuid_of($_) } } @$ids;
+
+    cmp_ok(scalar @$ids, '>', 50, "$name: there was load");
+    is("@missing", '', "$name: every click_id given out is in the spool");
+}
+
+$t->redis_start;
+$t->nginx_start(workers => 2, http => 'affiliate_address_rate off;');
+$t->link(code => 'abc');
+my $key = $t->api_key;
+
+# --- reload ----------------------------------------------------------------------------------------------------------
+
+{
+    my $stop = load();
+    for my $n (1 .. 3) {
+        sleep 0.4;
+        ok($t->nginx_reload, "reload $n");
+    }
+    sleep 0.3;
+    my ($ids, $other) = $stop->();
+    is("@$other", '', 'reload: each request was redirected');
+    all_spooled($ids, 'reload');
+    is(status()->{cache_links}, 1, 'reload: the cache is kept');
+    ok($t->wait_until('old workers are gone', sub { clients() == 6 }), 'reload: their connections are closed') or diag clients();
+}
+
+# --- nginx -t as root beside it ----------------------------------------------------------------------------------------
+
+{
+    my $look = sub { join ' ', map { join ',', $_, (stat $_)[1, 2, 4, 7, 9] } sort glob $t->path('spool/*') };
+    my ($files, $connections) = ($look->(), $t->redis('INFO', 'stats') =~ /total_connections_received:(\d+)/);
+    my ($code, $out) = $t->nginx_test;
+    is($code, 0, 'nginx -t') or diag $out;
+    is($look->(), $files, 'nginx -t: the spool is as it was');
+    is(($t->redis('INFO', 'stats') =~ /total_connections_received:(\d+)/)[0], $connections, 'nginx -t: Redis was not asked');
+    is($t->get('/r/abc')->{status}, 302, 'nginx -t: the running one does not mind');
+}
+
+# --- kill -9 of a worker -------------------------------------------------------------------------------------------------
+
+{
+    my $stop = load();
+    for my $n (1 .. 4) {
+        sleep 0.3;
+        $t->kill_worker(($t->nginx_workers)[$t->random(2)]);
+    }
+    sleep 0.5;
+    my ($ids, $other) = $stop->();
+    cmp_ok(scalar @$other, '<=', 8, 'kill -9: others hardly notice');
+    all_spooled($ids, 'kill -9');
+    ok($t->wait_until('adoption', sub { status()->{adopted_segments_total} >= 4 }), 'kill -9: its segments are adopted');
+    ok($t->wait_until('shipped', sub { my $s = status()->{spool_unsent_records}; !$s->{clicks} && !$s->{conversions} }),
+        'kill -9: and shipped');
+}
+
+# --- a torn tail -----------------------------------------------------------------------------------------------------------
+
+{
+    my @ids = map { ($t->get('/r/abc')->{headers}{location} =~ /affiliate_click_id=(\w+)/)[0] } 1 .. 20;
+    my $torn = 0;
+
+    $t->nginx_kill;
+    for my $path (glob $t->path('spool/*')) {
+        my $text = $t->slurp($path);
+        my $id = pack 'H*', $t->uuid_of($ids[-1]) =~ s/-//gr;
+        my $at = index $text, $id;
+        next if $at < 0;
+        open my $file, '+<:raw', $path or die;
+        seek $file, $at + 6, 0;
+        print $file "\0" x 60;
+        $torn++;
+    }
+    is($torn, 1, 'torn: the last record was half written');
+    $t->nginx_start;
+    ok($t->wait_until('corrupt', sub { status()->{corrupt_frames_total} == 1 }), 'torn: it is noticed');
+    my $spooled = spooled();
+    is(scalar(grep { $spooled->{ $t->uuid_of($_) } } @ids), 19, 'torn: the others are there');
+    is($t->get('/r/abc')->{status}, 302, 'torn: and it goes on');
+}
+
+# --- QUIT while Redis hangs -------------------------------------------------------------------------------------------------
+
+{
+    kill 'STOP', $t->{processes}{redis};
+    my $parked = $t->http("GET /r/parked HTTP/1.1\r\nHost: x\r\n$browser\r\n\r\n", read => 0);
+    my $start = time;
+
+    sleep 0.1;
+    ok($t->nginx_stop('QUIT', 10), 'Redis hangs: QUIT');
+    cmp_ok(time - $start, '<', 4, 'Redis hangs: exits promptly');
+    is($parked->response->{status}, 503, 'Redis hangs: who waited has an answer');
+    kill 'CONT', $t->{processes}{redis};
+    $t->nginx_start;
+    kill 'STOP', $t->{processes}{redis};
+    $parked = $t->http("GET /r/parked HTTP/1.1\r\nHost: x\r\n$browser\r\n\r\n", read => 0);
+    sleep 0.1;
+    ok($t->nginx_stop('TERM', 10), 'Redis hangs: TERM');
+    kill 'CONT', $t->{processes}{redis};
+}
+
+# --- worker_shutdown_timeout while connecting -------------------------------------------------------------------------------
+
+{
+    # A listener whose queue is full answers no SYN.
+    my $listen = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $t->port, Listen => 0);
+    my @queue = map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $listen->sockport, Blocking => 0) } 1 .. 4;
+
+    for my $signal (qw(QUIT HUP)) {
+        $t->nginx_start(main => 'worker_shutdown_timeout 10ms;', redis => '127.0.0.1:' . $listen->sockport,
+            http => "affiliate_redis_connect_timeout 60s;\naffiliate_lookup_timeout 30s;");
+        $t->wait_until('connecting', sub {
+            my $port = sprintf '%04X', $listen->sockport;
+            return 3 <= grep { /^\s*\d+: \w+:\w+ 0100007F:$port 02 / } split /\n/, $t->slurp('/proc/net/tcp');
+        });
+        my $parked = $t->http("GET /r/abc HTTP/1.1\r\nHost: x\r\n$browser\r\n\r\n", read => 0);
+        my $half = $t->http("GET /r/abc HTTP/1.1\r\nHo", read => 0);
+        my $start = time;
+        sleep 0.1;
+        if ($signal eq 'HUP') {
+            ok($t->nginx_reload, 'shutdown timeout while connecting: reload');
+            is($t->get('/status')->{status}, 200, 'shutdown timeout while connecting: goes on');
+        }
+        ok($t->nginx_stop('QUIT', 10), "shutdown timeout while connecting: ends after $signal");
+        cmp_ok(time - $start, '<', 5, 'shutdown timeout while connecting: promptly');
+    }
+}
+
+# --- beside helper processes --------------------------------------------------------------------------------------------------
+
+{
+    $t->nginx_start(workers => 1, http => 'proxy_cache_path %%DIR%%/cache keys_zone=cache:1m;');
+    is($t->get('/r/abc')->{status}, 302, 'with a cache manager: redirects');
+    ok($t->wait_until('connections', sub { clients() == 4 }), 'helpers: only the worker has connections') or diag clients();
+    my %owners;
+    for my $fd (glob '/proc/[0-9]*/fd/*') {
+        my $file = readlink $fd or next;
+        $owners{ (split m{/}, $fd)[2] }++ if index($file, $t->path('spool/')) == 0;
+    }
+    is(join(' ', keys %owners), join(' ', $t->nginx_workers), 'helpers: only the worker has segments open');
+    ok($t->nginx_reload, 'helpers: reload');
+    ok($t->nginx_stop, 'helpers: QUIT');
+}
+
+# --- a single process --------------------------------------------------------------------------------------------------------
+
+{
+    $t->nginx_start(main => 'master_process off;');
+    is($t->get('/r/abc')->{status}, 302, 'master_process off: redirects');
+    is($t->call($key, { click_id => $t->click_id, order_id => 'single', status => 'approved', amount => '1', currency => 'NPR' })
+        ->{status}, 202, 'master_process off: takes conversions');
+    ok($t->wait_until('shipped', sub { !status()->{spool_unsent_records}{conversions} }), 'master_process off: ships');
+    $t->nginx_signal('HUP');
+    sleep 0.3;
+    is($t->get('/r/abc')->{status}, 302, 'master_process off: survives HUP');
+    ok($t->nginx_stop, 'master_process off: QUIT');
+}
+
+done_testing();
