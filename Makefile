@@ -169,10 +169,11 @@ format:
 lint: $(BUILD)/migrations.c
 	clang-format --dry-run -Werror $(FORMATTED)
 	cppcheck --quiet --error-exitcode=1 --inline-suppr --std=c11 --enable=warning,performance,portability \
-	    --suppress=missingIncludeSystem -Iprotocol -Iworker protocol worker
-	clang-tidy --quiet --warnings-as-errors='*' \
+	    --suppress=missingIncludeSystem -I. -Iprotocol -Iworker protocol worker
+	@# A file a run: in one run its va_list check finds faults from the second file on that are none.
+	printf '%s\n' $(PROTOCOL_SRCS) $(WORKER_SRCS) | xargs -P 2 -I FILE clang-tidy --quiet --warnings-as-errors='*' \
 	    --checks='-*,bugprone-*,clang-analyzer-*,-bugprone-easily-swappable-parameters,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling' \
-	    $(PROTOCOL_SRCS) $(WORKER_SRCS) -- -std=c11 -D_GNU_SOURCE -Iprotocol -Iworker $(PKG_CFLAGS) 2>&1
+	    FILE -- -std=c11 -D_GNU_SOURCE -I. -Iprotocol -Iworker $(PKG_CFLAGS) 2>&1
 	shellcheck -s sh demo test t/lib/*.sh worker/*.sh conf.examples/merchant/*.sh
 
 install: all

@@ -563,9 +563,7 @@ ngx_http_affiliate_redirect_send(ngx_http_request_t *r, ngx_str_t *location)
     ngx_http_err_page_t       *page;
     ngx_http_core_loc_conf_t  *clcf;
 
-    if (!aff_chars_all(aff_slice(location->data, location->len),
-                       AFF_CHAR_URL))
-    {
+    if (!aff_chars_url(aff_slice(location->data, location->len))) {
         ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
                       "affiliate destination has a byte "
                       "that no header may have");

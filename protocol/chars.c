@@ -22,3 +22,39 @@ const uint8_t aff_char_classes[256] = {
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, /* 0xf0 */
 };
 /* clang-format on */
+
+typedef uint8_t block __attribute__((vector_size(16)));
+
+/* Bytes that are not zero where `b` has one that no URL may hold. */
+static inline block
+foreign_bytes(block b)
+{
+    return (block) (b < 0x21) | (block) (b > 0x7e) | (block) (b == '"') | (block) (b == '<') |
+           (block) (b == '>') | (block) (b == '\\') | (block) (b == '^') | (block) (b == '`') |
+           (block) ((b >= '{') & (b <= '}'));
+}
+
+bool
+aff_chars_url(struct aff_slice text)
+{
+    block bad = {0};
+    block b;
+    uint64_t words[2];
+    size_t i = 0;
+
+    if (text.len < sizeof(block)) {
+        return aff_chars_all(text, AFF_CHAR_URL);
+    }
+
+    for (; i + sizeof(block) <= text.len; i += sizeof(block)) {
+        memcpy(&b, text.data + i, sizeof(block));
+        bad |= foreign_bytes(b);
+    }
+
+    /* The last sixteen once more, for what is left. */
+    memcpy(&b, text.data + text.len - sizeof(block), sizeof(block));
+    bad |= foreign_bytes(b);
+
+    memcpy(words, &bad, sizeof(words));
+    return (words[0] | words[1]) == 0;
+}

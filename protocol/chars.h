@@ -53,7 +53,7 @@ aff_chars_all(struct aff_slice text, enum aff_char_class class)
     unsigned all = class;
     size_t i = 0;
 
-    /* No early way out: it is nearly always true, and every destination passes here on its way. */
+    /* No early way out: it is nearly always true. */
     for (; i + 4 <= text.len; i += 4) {
         all &= aff_char_classes[p[i]] & aff_char_classes[p[i + 1]] & aff_char_classes[p[i + 2]] &
                aff_char_classes[p[i + 3]];
@@ -65,6 +65,10 @@ aff_chars_all(struct aff_slice text, enum aff_char_class class)
 
     return all != 0;
 }
+
+/* The same as aff_chars_all(text, AFF_CHAR_URL), sixteen bytes at a time: every redirect asks it.
+ */
+bool aff_chars_url(struct aff_slice text);
 
 /* True if `text` is 1..max characters of [A-Za-z0-9_-]. */
 static inline bool

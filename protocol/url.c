@@ -221,7 +221,7 @@ url_rule(struct aff_slice url, struct aff_url_parts *parts)
         return "is longer than 2000 bytes";
     }
 
-    if (!aff_chars_all(url, AFF_CHAR_URL)) {
+    if (!aff_chars_url(url)) {
         return "has a byte that a URL may not hold unencoded";
     }
 

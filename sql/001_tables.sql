@@ -348,6 +348,7 @@ create table affiliate.order_fact (
     reviewed_at             timestamptz,
     item_numerator          numeric,
     item_denominator        numeric,
+    hold_until              timestamptz,
     order_id                text collate "C" not null,
     primary key (merchant_id, livemode, order_id)
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
@@ -370,6 +371,7 @@ comment on column affiliate.order_fact.refunded_minor is 'Sum of its distinct pa
 comment on column affiliate.order_fact.refund_currency is 'True if a refund is in another currency than the order';
 comment on column affiliate.order_fact.inactive is 'Who was suspended at the earliest report: inactive_merchant, inactive_campaign, inactive_affiliate';
 comment on column affiliate.order_fact.item_numerator is 'Commission of its items as a fraction, before refunds; null if it named none';
+comment on column affiliate.order_fact.hold_until is 'Where its row in hold is, if it was held when last decided';
 comment on column affiliate.order_fact.outcome is 'accepted, review (accrues, does not mature) or rejected';
 comment on column affiliate.order_fact.problem is 'Why it is not accepted; see reason_sentence()';
 comment on column affiliate.order_fact.posted_payable is 'True if its money stood in payable when it was last decided; release_item tells of releases since';
@@ -442,12 +444,10 @@ create table affiliate.hold (
     revision            integer not null,
     livemode            boolean not null,
     currency            text not null,
-    primary key (merchant_id, order_no)
+    primary key (due_at, merchant_id, order_no)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-create index hold_due on affiliate.hold (due_at);
-
-comment on table affiliate.hold is 'Approved orders whose money waits for the end of its hold; releasing deletes the row';
+comment on table affiliate.hold is 'Approved orders whose money waits for the end of its hold; releasing deletes the row. One index does for both: releases come by time, orders know theirs (hold_until)';
 
 create table affiliate.release (
     merchant_id         bigint not null,

@@ -25,16 +25,30 @@ return case
            else p_occurred_at
        end;
 
+-- None of these is strict: the planner can't inline a strict function whose body is a CASE.
+
 -- numerator / denominator, both not negative, rounded to the nearest integer, halves to the even one.
 create function affiliate.half_even(p_numerator numeric, p_denominator numeric)
 returns bigint
-language sql immutable strict parallel safe
+language sql immutable parallel safe
 return (div(p_numerator, p_denominator)
         + case sign(2 * mod(p_numerator, p_denominator) - p_denominator)
               when 1 then 1
               when 0 then mod(div(p_numerator, p_denominator), 2)
               else 0
           end)::bigint;
+
+-- Basis points (0 to 10000) of an amount, half-even. The amount is taken apart into 10000 * a + b, so that no product leaves
+-- bigint: a * basis points has at most the digits of the amount, b * basis points at most nine. The last line adds one
+-- if the remainder is over one half, or one half of an odd quotient.
+create function affiliate.basis_points_of(p_amount_minor bigint, p_basis_points integer)
+returns bigint
+language sql immutable parallel safe
+return p_amount_minor / 10000 * p_basis_points + p_amount_minor % 10000 * p_basis_points / 10000
+       + case when p_amount_minor % 10000 * p_basis_points % 10000
+                   + ((p_amount_minor / 10000 * p_basis_points + p_amount_minor % 10000 * p_basis_points / 10000) & 1)
+                   > 5000
+              then 1 else 0 end;
 
 -- What the buyer kept of an order. All refunds together can't take more than there was.
 create function affiliate.kept_minor(
@@ -59,7 +73,7 @@ return case
            when p_item_numerator is not null then
                affiliate.half_even(p_item_numerator, p_item_denominator)
            when p_rate_basis_points is not null then
-               affiliate.half_even(coalesce(p_kept_minor, 0)::numeric * p_rate_basis_points, 10000)
+               affiliate.basis_points_of(coalesce(p_kept_minor, 0), p_rate_basis_points)
            when p_amount_minor > 0 then
                affiliate.half_even(p_rate_flat_minor::numeric * p_kept_minor, p_amount_minor)
            else
@@ -75,14 +89,14 @@ language sql immutable parallel safe
 return case
            when p_void then 0
            when p_fee_flat_minor = 0 then
-               affiliate.half_even(p_commission_minor::numeric * p_fee_basis_points, 10000)
+               affiliate.basis_points_of(p_commission_minor, p_fee_basis_points)
            when p_amount_minor > 0 then
                affiliate.half_even(
                    p_commission_minor::numeric * p_fee_basis_points * p_amount_minor
                    + p_fee_flat_minor::numeric * p_kept_minor * 10000,
                    10000 * p_amount_minor::numeric)
            else
-               affiliate.half_even(p_commission_minor::numeric * p_fee_basis_points, 10000) + p_fee_flat_minor
+               affiliate.basis_points_of(p_commission_minor, p_fee_basis_points) + p_fee_flat_minor
        end;
 
 -- Commission of an order's items before refunds, as {numerator, denominator}. Each line earns by its SKU's rate, else

@@ -40,7 +40,7 @@ select o.*,
   left join affiliate.release_item r
     on r.merchant_id = o.merchant_id and r.order_no = o.order_no and r.revision = o.revision
   left join affiliate.hold h
-    on h.merchant_id = o.merchant_id and h.order_no = o.order_no;
+    on h.due_at = o.hold_until and h.merchant_id = o.merchant_id and h.order_no = o.order_no;
 
 comment on view affiliate.order_now is 'Order facts with what became of them since: payable if released, due_at if held';
 
@@ -216,7 +216,7 @@ as $$
                 else 'is held with other values' end
       from (
                select o.merchant_id, o.order_no, o.livemode, o.posted_currency, o.posted_affiliate_id, o.revision,
-                      o.posted_commission_minor, o.posted_fee_minor, o.approved_at + t.hold as due_at
+                      o.posted_commission_minor, o.posted_fee_minor, o.approved_at + t.hold as due_at, o.hold_until
                  from affiliate.order_now o
                  join affiliate.terms t
                    on t.merchant_id = o.merchant_id and t.terms_id = o.terms_id
@@ -228,10 +228,10 @@ as $$
       full join affiliate.hold h
         on h.merchant_id = o.merchant_id
        and h.order_no = o.order_no
-     where (h.livemode, h.currency, h.affiliate_id, h.revision, h.commission_minor, h.fee_minor, h.due_at)
+     where (h.livemode, h.currency, h.affiliate_id, h.revision, h.commission_minor, h.fee_minor, h.due_at, h.due_at)
            is distinct from
            (o.livemode, o.posted_currency, o.posted_affiliate_id, o.revision,
-            o.posted_commission_minor, o.posted_fee_minor, o.due_at)
+            o.posted_commission_minor, o.posted_fee_minor, o.due_at, o.hold_until)
 $$;
 
 -- Facts: they are what the conversions say, and so is the outcome.

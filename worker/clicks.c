@@ -225,7 +225,8 @@ clicks_store_record(struct stream *stream, const struct entry *entry, int64_t re
 
     if (frame->type != AFF_FRAME_CLICK ||
         !aff_click_decode(frame->version, frame->payload, &click)) {
-        stream_bury(stream, entry, record, "malformed_record", "not a click", frame->payload);
+        stream_bury(
+            stream, entry, record, "malformed_record", "not a click", stream_frame_bytes(frame));
         return true;
     }
 
@@ -233,8 +234,8 @@ clicks_store_record(struct stream *stream, const struct entry *entry, int64_t re
     leaf = clicks->open != NULL && clicks->open->day == day ? clicks->open
                                                             : clicks_find_leaf(clicks, day);
     if (leaf == NULL) {
-        stream_bury(
-            stream, entry, record, "no_partition", "no partition for its day", frame->payload);
+        stream_bury(stream, entry, record, "no_partition", "no partition for its day",
+            stream_frame_bytes(frame));
         return true;
     }
 

@@ -24,7 +24,7 @@ control_field_name(const char *option, size_t len, char name[CONTROL_FIELD_MAX])
             return false;
         }
 
-        name[i] = c == '-' ? '_' : c;
+        name[i] = (char) (c == '-' ? '_' : c);
     }
 
     name[len] = '\0';

@@ -5,10 +5,11 @@
  * A dead letter is replayed at most once, and ends in the same books as if it had been applied in
  * its time:
  *
- *   what the database refused (it is kept as JSON)    affiliate.dead_letter_replay() applies it
- *   a record that could not be stored, or read        is applied here as the daemon would, under
- * the name of its batch a whole batch (no key, or the wrong stream)       goes back to its stream,
- * where the inbox takes it once
+ *   - what the database refused, which is kept as JSON: by affiliate.dead_letter_replay();
+ *   - a record that could not be stored or read, which is kept as its frame, and the rest of a
+ *     damaged batch: here, as the daemon would, under the name of its batch;
+ *   - a whole batch, of no key or in the wrong stream: it goes back to its stream, where the inbox
+ *     takes it once.
  *
  * Each is one transaction that locks the dead letter, applies the record and marks it. A batch is
  * put into its stream before that commits: killed in between, it goes there once more, which the
@@ -293,18 +294,8 @@ replay_record(struct replay *replay, const struct letter *letter, int64_t record
                : replay_conversion(replay, letter, record, version, payload);
 }
 
-/* The payload of one frame, whose version was that of its time: this program knows one. */
-static bool
-replay_payload(struct replay *replay, const struct letter *letter)
-{
-    uint8_t version =
-        letter->channel == AFF_CHANNEL_CLICKS ? AFF_CLICK_VERSION : AFF_CONVERSION_VERSION;
-
-    return replay_record(replay, letter, letter->record, version, letter->payload) &&
-           replay_apply(replay);
-}
-
-/* The rest of a batch behind a frame that could not be read: all of it, or nothing. */
+/* The frame of one record, or the rest of a batch behind one that could not be read: all of it, or
+ * nothing. */
 static bool
 replay_frames(struct replay *replay, const struct letter *letter)
 {
@@ -319,9 +310,14 @@ replay_frames(struct replay *replay, const struct letter *letter)
     }
 
     while (rest.len != 0) {
-        if (aff_frame_read(rest, seed, &frame) != AFF_FRAME_OK || frame.type != type) {
+        if (aff_frame_read(rest, seed, &frame) != AFF_FRAME_OK) {
             return replay_refuse(
                 replay, "its bytes are damaged: see what is left of them in the spool's file");
+        }
+
+        if (frame.type != type) {
+            return replay_refuse(replay, "is of type %u, which this program does not know here",
+                (unsigned) frame.type);
         }
 
         if (!replay_record(replay, letter, record, frame.version, frame.payload)) {
@@ -428,9 +424,7 @@ replay_dispatch(struct replay *replay, const struct letter *letter)
         return replay_refuse(replay, "is of a channel that this program does not know");
     }
 
-    return (strcmp(letter->reason, "corrupt_frame") == 0 ? replay_frames(replay, letter)
-                                                         : replay_payload(replay, letter)) &&
-           replay_mark(replay, letter);
+    return replay_frames(replay, letter) && replay_mark(replay, letter);
 }
 
 /* One dead letter, one transaction. */
@@ -590,15 +584,36 @@ replay_command(struct config *config, struct control_args *args)
 
 /* --- list, show --- */
 
-/* What the payload says, as far as this program can read it. */
+/* What a frame holds; of one that this program can't read, at least what it says of itself. */
 static json_t *
-dead_letters_decode(json_t *row)
+dead_letters_decode_frame(const json_t *row, struct aff_slice bytes)
+{
+    const char *spool = json_string_value(json_object_get(row, "spool_id"));
+    uint64_t segment = (uint64_t) json_integer_value(json_object_get(row, "segment"));
+    struct aff_frame frame;
+    json_t *decoded;
+
+    if (spool == NULL || aff_frame_read(bytes, aff_frame_seed(strtoull(spool, NULL, 16), segment),
+                             &frame) != AFF_FRAME_OK) {
+        return NULL;
+    }
+
+    decoded = dump_record(frame.type, frame.version, frame.payload);
+    if (decoded == NULL) {
+        decoded = json_pack("{s:i, s:i, s:s}", "type", (int) frame.type, "version",
+            (int) frame.version, "error", "not a record that this program can read");
+    }
+
+    return decoded;
+}
+
+/* What the payload says: JSON that the database kept, or a frame. */
+static json_t *
+dead_letters_decode(const json_t *row)
 {
     const char *hex = json_string_value(json_object_get(row, "payload"));
-    const char *channel = json_string_value(json_object_get(row, "channel"));
     size_t len = hex == NULL ? 0 : strlen(hex) / 2;
     uint8_t *bytes = malloc(len + 1);
-    bool clicks = channel != NULL && strcmp(channel, "clicks") == 0;
     json_t *decoded = NULL;
 
     if (bytes == NULL || len == 0) {
@@ -612,8 +627,7 @@ dead_letters_decode(json_t *row)
         bytes[i] = (uint8_t) strtoul(pair, NULL, 16);
     }
 
-    decoded = dump_record(clicks ? AFF_FRAME_CLICK : AFF_FRAME_CONVERSION,
-        clicks ? AFF_CLICK_VERSION : AFF_CONVERSION_VERSION, aff_slice(bytes, len));
+    decoded = dead_letters_decode_frame(row, aff_slice(bytes, len));
     if (decoded == NULL) {
         decoded = json_loadb((const char *) bytes, len, JSON_REJECT_DUPLICATES, NULL);
     }

@@ -9,7 +9,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define STATUS_ANSWER_MAX (1024 * 1024)
+#define STATUS_ANSWER_MAX (1024 * 1024UL)
 #define STATUS_PATIENCE_S 5
 
 static int

@@ -33,12 +33,12 @@ enum setting_type {
 struct setting {
     const char *section;
     const char *name;
-    enum setting_type type;
     size_t offset;
     size_t content; /* SETTING_SECRET: where the content goes */
     const char *fallback;
     int64_t min;
     int64_t max;
+    enum setting_type type;
     bool reload;
     const char *const *choices;
     const char *help;
@@ -55,124 +55,126 @@ struct config_reader {
 #define MINUTE (60 * SECOND)
 #define HOUR   (60 * MINUTE)
 #define DAY    (24 * HOUR)
+#define KIB    1024LL
+#define MIB    (1024 * KIB)
 #define AT(m)  offsetof(struct config, m)
 
 static const char *const config_log_formats[] = {"plain", "json", NULL};
 static const char *const config_log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 static const struct setting config_settings[] = {
-    {"run", "roles", SETTING_LIST, AT(run.roles), 0,
-        "clicks, conversions, holds, projection, partitions", 1, 5, false, NULL,
+    {"run", "roles", AT(run.roles), 0, "clicks, conversions, holds, projection, partitions", 1, 5,
+        SETTING_LIST, false, NULL,
         "What this daemon does; each role is a thread with connections of its own."},
-    {"run", "consumer", SETTING_STRING, AT(run.consumer), 0, "", 0, 128, false, NULL,
+    {"run", "consumer", AT(run.consumer), 0, "", 0, 128, SETTING_STRING, false, NULL,
         "Name in the consumer groups. Must stay the same over restarts and differ between daemons. "
         "Empty: the host's name."},
-    {"run", "status_socket", SETTING_STRING, AT(run.status_socket), 0,
-        "/run/affiliated/status.sock", 0, 107, false, NULL,
-        "Unix socket where `affiliated status` asks. Empty: none."},
-    {"run", "replay_window", SETTING_DURATION, AT(run.replay_window), 0, "1h", 0, 30 * DAY, true,
+    {"run", "status_socket", AT(run.status_socket), 0, "/run/affiliated/status.sock", 0, 107,
+        SETTING_STRING, false, NULL, "Unix socket where `affiliated status` asks. Empty: none."},
+    {"run", "replay_window", AT(run.replay_window), 0, "1h", 0, 30 * DAY, SETTING_DURATION, true,
         NULL,
         "How long stream entries stay after PostgreSQL has committed them, so that they can be "
         "applied again "
         "when a failover of PostgreSQL lost commits."},
-    {"run", "claim_idle", SETTING_DURATION, AT(run.claim_idle), 0, "5m", 10 * SECOND, DAY, true,
+    {"run", "claim_idle", AT(run.claim_idle), 0, "5m", 10 * SECOND, DAY, SETTING_DURATION, true,
         NULL,
         "Entries that another daemon took and did not finish for this long are taken over. Longer "
         "than the worst "
         "batch."},
-    {"run", "retry_min", SETTING_DURATION, AT(run.retry_min), 0, "50ms", 1, MINUTE, true, NULL,
+    {"run", "retry_min", AT(run.retry_min), 0, "50ms", 1, MINUTE, SETTING_DURATION, true, NULL,
         "First pause before trying again after an error; pauses grow with jitter."},
-    {"run", "retry_max", SETTING_DURATION, AT(run.retry_max), 0, "5s", 10, HOUR, true, NULL,
+    {"run", "retry_max", AT(run.retry_max), 0, "5s", 10, HOUR, SETTING_DURATION, true, NULL,
         "Longest such pause."},
-    {"run", "stall_limit", SETTING_DURATION, AT(run.stall_limit), 0, "5m", 10 * SECOND, DAY, true,
+    {"run", "stall_limit", AT(run.stall_limit), 0, "5m", 10 * SECOND, DAY, SETTING_DURATION, true,
         NULL,
         "A role without any progress for this long stops feeding systemd's watchdog. Longer than "
         "the longest "
         "statement."},
-    {"run", "shutdown_timeout", SETTING_DURATION, AT(run.shutdown_timeout), 0, "30s", SECOND, HOUR,
+    {"run", "shutdown_timeout", AT(run.shutdown_timeout), 0, "30s", SECOND, HOUR, SETTING_DURATION,
         true, NULL,
         "How long SIGTERM waits for transactions under way; nothing is lost when it does not "
         "wait."},
 
-    {"postgres", "conninfo", SETTING_STRING, AT(postgres.conninfo), 0, "dbname=affiliate", 1, 4096,
+    {"postgres", "conninfo", AT(postgres.conninfo), 0, "dbname=affiliate", 1, 4096, SETTING_STRING,
         true, NULL,
         "libpq connection string; may name several hosts. target_session_attrs defaults to "
         "read-write."},
-    {"postgres", "password_file", SETTING_SECRET, AT(postgres.password_file), AT(postgres.password),
-        "", 0, PATH_MAX, true, NULL,
+    {"postgres", "password_file", AT(postgres.password_file), AT(postgres.password), "", 0,
+        PATH_MAX, SETTING_SECRET, true, NULL,
         "File that holds the password, or the name of a systemd credential."},
-    {"postgres", "connect_timeout", SETTING_DURATION, AT(postgres.connect_timeout), 0, "5s", SECOND,
-        10 * MINUTE, true, NULL, "For each host; whole seconds."},
-    {"postgres", "tcp_user_timeout", SETTING_DURATION, AT(postgres.tcp_user_timeout), 0, "30s",
-        SECOND, HOUR, true, NULL,
+    {"postgres", "connect_timeout", AT(postgres.connect_timeout), 0, "5s", SECOND, 10 * MINUTE,
+        SETTING_DURATION, true, NULL, "For each host; whole seconds."},
+    {"postgres", "tcp_user_timeout", AT(postgres.tcp_user_timeout), 0, "30s", SECOND, HOUR,
+        SETTING_DURATION, true, NULL,
         "How long sent data may stay unacknowledged before the connection counts as dead."},
-    {"postgres", "keepalives_idle", SETTING_DURATION, AT(postgres.keepalives_idle), 0, "30s",
-        SECOND, HOUR, true, NULL, "Silence before the first keepalive; whole seconds."},
-    {"postgres", "lock_timeout", SETTING_DURATION, AT(postgres.lock_timeout), 0, "30s", 100, HOUR,
+    {"postgres", "keepalives_idle", AT(postgres.keepalives_idle), 0, "30s", SECOND, HOUR,
+        SETTING_DURATION, true, NULL, "Silence before the first keepalive; whole seconds."},
+    {"postgres", "lock_timeout", AT(postgres.lock_timeout), 0, "30s", 100, HOUR, SETTING_DURATION,
         true, NULL, "How long a statement waits for a lock before it is tried again."},
 
-    {"redis", "address", SETTING_LIST, AT(redis.address), 0, "127.0.0.1:6379", 1, CONFIG_LIST_MAX,
+    {"redis", "address", AT(redis.address), 0, "127.0.0.1:6379", 1, CONFIG_LIST_MAX, SETTING_LIST,
         true, NULL,
         "unix:/path or host:port; the first of several that answers as a master is used."},
-    {"redis", "user", SETTING_STRING, AT(redis.user), 0, "", 0, 128, true, NULL,
+    {"redis", "user", AT(redis.user), 0, "", 0, 128, SETTING_STRING, true, NULL,
         "ACL user; empty: the default one."},
-    {"redis", "password_file", SETTING_SECRET, AT(redis.password_file), AT(redis.password), "", 0,
-        PATH_MAX, true, NULL, "File that holds the password, or the name of a systemd credential."},
-    {"redis", "db", SETTING_INT, AT(redis.db), 0, "0", 0, 1023, true, NULL, "Database number."},
-    {"redis", "connect_timeout", SETTING_DURATION, AT(redis.connect_timeout), 0, "2s", 10,
-        10 * MINUTE, true, NULL, "For each address."},
-    {"redis", "timeout", SETTING_DURATION, AT(redis.timeout), 0, "5s", SECOND, 10 * MINUTE, true,
+    {"redis", "password_file", AT(redis.password_file), AT(redis.password), "", 0, PATH_MAX,
+        SETTING_SECRET, true, NULL,
+        "File that holds the password, or the name of a systemd credential."},
+    {"redis", "db", AT(redis.db), 0, "0", 0, 1023, SETTING_INT, true, NULL, "Database number."},
+    {"redis", "connect_timeout", AT(redis.connect_timeout), 0, "2s", 10, 10 * MINUTE,
+        SETTING_DURATION, true, NULL, "For each address."},
+    {"redis", "timeout", AT(redis.timeout), 0, "5s", SECOND, 10 * MINUTE, SETTING_DURATION, true,
         NULL, "For one command; a blocking read waits half a second within it."},
-    {"redis", "streams", SETTING_INT, AT(redis.streams), 0, "1", 1, CONFIG_STREAMS_MAX, false, NULL,
+    {"redis", "streams", AT(redis.streams), 0, "1", 1, CONFIG_STREAMS_MAX, SETTING_INT, false, NULL,
         "Streams a channel is spread over; the same number as affiliate_streams in nginx."},
 
-    {"keys", "file", SETTING_PATH, AT(keys.file), 0, "keys", 1, PATH_MAX, true, NULL,
+    {"keys", "file", AT(keys.file), 0, "keys", 1, PATH_MAX, SETTING_PATH, true, NULL,
         "Master keys, one `id hex` a line, the current one first; the same file as "
         "affiliate_key_file in nginx. "
         "A name without '/' is a systemd credential, or a file beside this one."},
 
-    {"clicks", "threads", SETTING_INT, AT(clicks.threads), 0, "2", 1, 8, false, NULL,
+    {"clicks", "threads", AT(clicks.threads), 0, "2", 1, 8, SETTING_INT, false, NULL,
         "Threads with connections of their own; while one commits, another copies."},
-    {"clicks", "batch_bytes", SETTING_SIZE, AT(clicks.batch_bytes), 0, "4m", 64 * 1024,
-        16 * 1024 * 1024, true, NULL,
+    {"clicks", "batch_bytes", AT(clicks.batch_bytes), 0, "4m", 64 * KIB, 16 * MIB, SETTING_SIZE,
+        true, NULL,
         "Stream data applied in one transaction; two of these are in memory for each thread."},
-    {"clicks", "batch_delay", SETTING_DURATION, AT(clicks.batch_delay), 0, "20ms", 0, MINUTE, true,
+    {"clicks", "batch_delay", AT(clicks.batch_delay), 0, "20ms", 0, MINUTE, SETTING_DURATION, true,
         NULL, "How long a transaction waits for more clicks while there is little to do."},
 
-    {"conversions", "batch_bytes", SETTING_SIZE, AT(conversions.batch_bytes), 0, "2m", 64 * 1024,
-        16 * 1024 * 1024, true, NULL,
+    {"conversions", "batch_bytes", AT(conversions.batch_bytes), 0, "2m", 64 * KIB, 16 * MIB,
+        SETTING_SIZE, true, NULL,
         "Stream data applied in one transaction; two of these are in memory."},
-    {"conversions", "batch_delay", SETTING_DURATION, AT(conversions.batch_delay), 0, "20ms", 0,
-        MINUTE, true, NULL,
+    {"conversions", "batch_delay", AT(conversions.batch_delay), 0, "20ms", 0, MINUTE,
+        SETTING_DURATION, true, NULL,
         "How long a transaction waits for more events while there is little to do."},
-    {"conversions", "resolve_interval", SETTING_DURATION, AT(conversions.resolve_interval), 0, "1s",
-        10, HOUR, true, NULL,
+    {"conversions", "resolve_interval", AT(conversions.resolve_interval), 0, "1s", 10, HOUR,
+        SETTING_DURATION, true, NULL,
         "How often conversions that wait for their click are looked at again."},
-    {"conversions", "resolve_batch", SETTING_INT, AT(conversions.resolve_batch), 0, "5000", 1,
-        1000000, true, NULL, "How many of them in one transaction."},
+    {"conversions", "resolve_batch", AT(conversions.resolve_batch), 0, "5000", 1, 1000000,
+        SETTING_INT, true, NULL, "How many of them in one transaction."},
 
-    {"holds", "interval", SETTING_DURATION, AT(holds.interval), 0, "1s", 10, DAY, true, NULL,
+    {"holds", "interval", AT(holds.interval), 0, "1s", 10, DAY, SETTING_DURATION, true, NULL,
         "How often matured commissions are looked for."},
-    {"holds", "batch", SETTING_INT, AT(holds.batch), 0, "10000", 1, 1000000, true, NULL,
+    {"holds", "batch", AT(holds.batch), 0, "10000", 1, 1000000, SETTING_INT, true, NULL,
         "Commissions released in one transaction."},
 
-    {"partitions", "ahead", SETTING_INT, AT(partitions.ahead), 0, "10", 7, 366, true, NULL,
+    {"partitions", "ahead", AT(partitions.ahead), 0, "10", 7, 366, SETTING_INT, true, NULL,
         "Days for which click partitions exist in advance."},
-    {"partitions", "retention", SETTING_INT, AT(partitions.retention), 0, "400", 0, 36500, true,
+    {"partitions", "retention", AT(partitions.retention), 0, "400", 0, 36500, SETTING_INT, true,
         NULL, "Days that clicks are kept; 0 keeps them for ever. Money never depends on it."},
-    {"partitions", "interval", SETTING_DURATION, AT(partitions.interval), 0, "1h", SECOND, DAY,
+    {"partitions", "interval", AT(partitions.interval), 0, "1h", SECOND, DAY, SETTING_DURATION,
         true, NULL, "How often partitions are created and dropped."},
 
-    {"projection", "interval", SETTING_DURATION, AT(projection.interval), 0, "1s", 10, HOUR, true,
+    {"projection", "interval", AT(projection.interval), 0, "1s", 10, HOUR, SETTING_DURATION, true,
         NULL,
         "How often Redis is asked whether it still has the projection; changes themselves are "
         "notified at once."},
-    {"projection", "batch", SETTING_INT, AT(projection.batch), 0, "1000", 1, 10000, true, NULL,
+    {"projection", "batch", AT(projection.batch), 0, "1000", 1, 10000, SETTING_INT, true, NULL,
         "Links and keys read and written at a time."},
 
-    {"log", "format", SETTING_CHOICE, AT(log.format), 0, "plain", 0, 0, true, config_log_formats,
+    {"log", "format", AT(log.format), 0, "plain", 0, 0, SETTING_CHOICE, true, config_log_formats,
         "Form of a line."},
-    {"log", "level", SETTING_CHOICE, AT(log.level), 0, "info", 0, 0, true, config_log_levels,
+    {"log", "level", AT(log.level), 0, "info", 0, 0, SETTING_CHOICE, true, config_log_levels,
         "Least level shown."},
 };
 
@@ -209,7 +211,7 @@ struct unit {
 static const struct unit config_duration_units[] = {
     {"ms", 1}, {"s", SECOND}, {"m", MINUTE}, {"h", HOUR}, {"d", DAY}, {NULL, 0}};
 static const struct unit config_size_units[] = {
-    {"", 1}, {"k", 1024}, {"m", 1024 * 1024}, {"g", 1024 * 1024 * 1024}, {NULL, 0}};
+    {"", 1}, {"k", KIB}, {"m", MIB}, {"g", 1024 * MIB}, {NULL, 0}};
 static const struct unit config_int_units[] = {{"", 1}, {NULL, 0}};
 
 static bool

@@ -15,7 +15,7 @@
 
 #define CONFIG_PATH         "/etc/affiliated/affiliated.conf"
 #define CONFIG_LIST_MAX     16
-#define CONFIG_FILE_MAX     (256 * 1024)
+#define CONFIG_FILE_MAX     (256 * 1024UL)
 #define CONFIG_SECRET_MAX   4096
 #define CONFIG_STREAMS_MAX  64
 #define CONFIG_ERROR_MAX    512

@@ -163,7 +163,7 @@ conversions_store_record(struct stream *stream, const struct entry *entry, int64
     }
 
     if (problem != NULL) {
-        stream_bury(stream, entry, record, "malformed_record", problem, frame->payload);
+        stream_bury(stream, entry, record, "malformed_record", problem, stream_frame_bytes(frame));
         return true;
     }
 

@@ -186,6 +186,7 @@ copy_text_valid(struct aff_slice text)
 uint8_t *
 copy_put_sanitized(uint8_t *p, struct aff_slice text)
 {
+    static const uint8_t replacement[] = {0xef, 0xbf, 0xbd}; /* U+FFFD */
     uint8_t *begin = p;
     size_t i = copy_plain_prefix(text.data, text.len);
 
@@ -197,8 +198,8 @@ copy_put_sanitized(uint8_t *p, struct aff_slice text)
         size_t n = copy_sequence(text.data + i, text.len - i);
 
         if (n == 0) {
-            memcpy(p, "\xef\xbf\xbd", 3);
-            p += 3;
+            memcpy(p, replacement, sizeof(replacement));
+            p += sizeof(replacement);
             i++;
             continue;
         }

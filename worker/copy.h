@@ -13,7 +13,7 @@
 
 #include <endian.h>
 
-#define COPY_CHUNK    (64 * 1024) /* handed to libpq at a time */
+#define COPY_CHUNK    (64 * 1024UL) /* handed to libpq at a time */
 #define COPY_OID_INT8 20
 #define COPY_OID_INT4 23
 #define COPY_OID_TEXT 25

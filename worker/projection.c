@@ -8,10 +8,11 @@
  * Everything is written again when
  *   - aff:epoch is missing: Redis came back empty, or a rebuild was cut short;
  *   - Redis is another process than the one that was written to: it may have loaded an older state
- * of itself;
+ *     of itself;
  *   - PostgreSQL is another cluster or timeline: it may have lost changes, so versions prove
- * nothing;
+ *     nothing;
  *   - another master key is current: records must be signed before the old key is dropped.
+ *
  * aff:projected remembers the last three. A rebuild deletes the epoch first and sets it last, and
  * only if the token it left in Redis is still there: a Redis that was emptied meanwhile must not be
  * taken for complete.

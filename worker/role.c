@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ROLE_STACK_BYTES   (1024 * 1024)
+#define ROLE_STACK_BYTES   (1024 * 1024UL)
 #define ROLE_TELL_AGAIN_MS 60000
 
 const struct counter_info counter_infos[COUNTERS] = {

@@ -148,7 +148,7 @@ status_prometheus(FILE *out, struct role *roles, unsigned count)
 void
 status_answer(int listen_fd, struct role *roles, unsigned count)
 {
-    struct timeval patience = {.tv_usec = STATUS_PATIENCE_MS * 1000};
+    struct timeval patience = {.tv_usec = STATUS_PATIENCE_MS * 1000L};
     char request[STATUS_REQUEST_MAX + 1];
     char *text = NULL;
     size_t len = 0, sent = 0;

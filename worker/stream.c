@@ -1,15 +1,20 @@
 /*
  * The loop, and why kill -9 between any two instructions loses nothing and applies nothing twice:
  *
- *   read      XREADGROUP. Delivered entries stay pending under our stable consumer name; a new life
- * reads those first. verify    MAC, lengths. What no key of ours made goes to a dead letter as a
- * whole and is acknowledged, but gets no bit: its name proves nothing, and a real batch of that
- * name must not count as stored. apply     BEGIN; inbox rows; COPY; dead letters; COMMIT. The inbox
- * row and the effect commit together or not at all. Killed before: pending entries come again and
- * nothing has happened. Killed after, or COMMIT's outcome unknown: they come again and the inbox
- * knows them. settle    SETBIT for the producer, then XACK, in one pipeline. Killed in between: the
- * entry is pending still, is found in the inbox, and both are done again. SETBIT comes first, so
- * that a Redis that loses the end of its log never has an acknowledged entry without its bit.
+ * Read: XREADGROUP. Delivered entries stay pending under our stable consumer name; a new life reads
+ * those first.
+ *
+ * Verify: MAC, lengths. What no key of ours made goes to a dead letter as a whole and is
+ * acknowledged, but gets no bit: its name proves nothing, and a real batch of that name must not
+ * count as stored.
+ *
+ * Apply: BEGIN; inbox rows; COPY; dead letters; COMMIT. The inbox row and the effect commit
+ * together or not at all. Killed before: pending entries come again and nothing has happened.
+ * Killed after, or COMMIT's outcome unknown: they come again and the inbox knows them.
+ *
+ * Settle: SETBIT for the producer, then XACK, in one pipeline. Killed in between: the entry is
+ * pending still, is found in the inbox, and both are done again. SETBIT comes first, so that a
+ * Redis that loses the end of its log never has an acknowledged entry without its bit.
  *
  * Redis lost: the group is made anew from id 0; producers send again what has no bit; the inbox
  * absorbs repeats. PostgreSQL failed over and lost commits that were acknowledged: the identity
@@ -607,6 +612,20 @@ stream_commit(struct stream *stream, bool read_ahead, struct pg_error *error)
     return ok;
 }
 
+/* What PostgreSQL said, cut to fit. Never within a character: it would refuse the dead letter,
+ * too. */
+static void
+stream_refusal(const struct pg_error *error, char detail[STREAM_DETAIL_MAX])
+{
+    size_t len;
+
+    snprintf(detail, STREAM_DETAIL_MAX, "%s %.80s", error->sqlstate, error->message);
+    len = strlen(detail);
+    while (len > 0 && !copy_text_valid(aff_slice(detail, len))) {
+        detail[--len] = '\0';
+    }
+}
+
 /* Takes one batch apart: each record under its own savepoint, those that fail become dead letters.
  */
 static bool
@@ -614,7 +633,7 @@ stream_store_apart(struct stream *stream, const struct entry *entry, struct pg_e
 {
     struct walk walk = {0};
     struct aff_frame frame;
-    char detail[96] = "";
+    char detail[STREAM_DETAIL_MAX] = "";
     unsigned refused = 0;
 
     while (stream_walk(stream, entry, &walk, &frame)) {
@@ -637,7 +656,7 @@ stream_store_apart(struct stream *stream, const struct entry *entry, struct pg_e
             return false;
         }
 
-        snprintf(detail, sizeof(detail), "%s %.80s", error->sqlstate, error->message);
+        stream_refusal(error, detail);
         stream->dead_count = dead;
         stream->stored = stored;
         if (!pg_command(
@@ -645,7 +664,7 @@ stream_store_apart(struct stream *stream, const struct entry *entry, struct pg_e
             return false;
         }
 
-        stream_bury(stream, entry, walk.record, "refused", detail, frame.payload);
+        stream_bury(stream, entry, walk.record, "refused", detail, stream_frame_bytes(&frame));
         role_progress(stream->role);
         refused++;
     }

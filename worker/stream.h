@@ -14,7 +14,8 @@
 #include "worker/copy.h"
 #include "worker/role.h"
 
-#define STREAM_GROUP "affiliated"
+#define STREAM_GROUP      "affiliated"
+#define STREAM_DETAIL_MAX 96
 
 /* What both roles count. */
 #define STREAM_COUNTERS                                                                            \
@@ -55,8 +56,8 @@ struct dead_letter {
     const struct entry *entry;
     int64_t record; /* position within its batch; -1: the batch as a whole */
     const char *reason;
-    char detail[96];
-    struct aff_slice payload;
+    char detail[STREAM_DETAIL_MAX];
+    struct aff_slice payload; /* a record's whole frame, the rest of a batch, or a whole entry */
 };
 
 struct stream;
@@ -114,6 +115,14 @@ bool stream_serve(struct role *role, const struct stream_kind *kind, int64_t bat
 /* A dead letter for this transaction; `detail` is copied, `payload` stays the entry's. */
 void stream_bury(struct stream *stream, const struct entry *entry, int64_t record,
     const char *reason, const char *detail, struct aff_slice payload);
+
+/* The frame from its header on, as a dead letter keeps it: type and version say how to read it, now
+ * and later. */
+static inline struct aff_slice
+stream_frame_bytes(const struct aff_frame *frame)
+{
+    return aff_slice(frame->payload.data - AFF_FRAME_HEADER_BYTES, frame->length);
+}
 
 /*
  * Walks the frames of an entry: true with the next record and its position, false at the end. What

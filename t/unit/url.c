@@ -2,6 +2,7 @@
 
 #include "unit.h"
 
+#include "chars.h"
 #include "url.h"
 
 static void
@@ -135,6 +136,27 @@ every_byte(void **state)
 
         url[18] = (char) c;
         assert_int_equal(aff_url_check(aff_slice(url, sizeof(url) - 1), NULL, &rule), want);
+    }
+}
+
+/* Each byte value at each place of texts of each length around a block's: the blocks hide none. */
+static void
+every_byte_in_blocks(void **state)
+{
+    uint8_t text[49];
+
+    (void) state;
+
+    for (size_t len = 1; len <= sizeof(text); len++) {
+        for (size_t at = 0; at < len; at++) {
+            for (unsigned c = 0; c < 256; c++) {
+                struct aff_slice all = aff_slice(text, len);
+
+                memset(text, 'a', sizeof(text));
+                text[at] = (uint8_t) c;
+                assert_int_equal(aff_chars_url(all), aff_chars_all(all, AFF_CHAR_URL));
+            }
+        }
     }
 }
 
@@ -420,6 +442,7 @@ main(void)
         cmocka_unit_test(accepted),
         cmocka_unit_test(refused),
         cmocka_unit_test(every_byte),
+        cmocka_unit_test(every_byte_in_blocks),
         cmocka_unit_test(lengths),
         cmocka_unit_test(hosts),
         cmocka_unit_test(merge_one),

@@ -689,23 +689,6 @@ sub value
     return defined $line ? $line : '';
 }
 
-# A pgTAP script, as a test of its own.
-sub run_sql
-{
-    my $script = Cwd::abs_path(shift);
-    my $t = Affiliated::Test->new;
-
-    $t->pg_start;
-    open my $psql, '-|', $t->pg_bin . '/psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-h', $t->{pg_socket}, '-U', 'postgres',
-        '-d', 'affiliate', '-f', $script or die "psql: $!\n";
-    print while <$psql>;
-    CORE::close $psql;
-    my $code = $? >> 8;
-    $t->{finished} = 1;
-    Test::More->builder->no_ending(1);
-    exit $code;
-}
-
 # --- nginx ---------------------------------------------------------------------------------------------------------
 
 sub nginx_conf
