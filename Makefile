@@ -118,8 +118,8 @@ $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(PROTOCOL_ASAN)
 	$(CC) $(CFLAGS) $(ASAN) $< $(PROTOCOL_ASAN) -lcrypto -lcmocka -o $@
 
 # The parts of the module that need nginx's headers, but no request.
-NGINX_CFLAGS = -std=gnu11 -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules os/unix http \
-    http/modules http/v2) -I$(BUILD)/nginx -I. -Iprotocol
+NGINX_CFLAGS = -std=gnu11 -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules event/quic os/unix http \
+    http/modules http/v2 http/v3) -I$(BUILD)/nginx -I. -Iprotocol
 MODULE_UNITS := agents_test fraud_test event
 
 $(MODULE_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(MODULE) $(PROTOCOL_ASAN)
@@ -174,7 +174,7 @@ lint: $(BUILD)/migrations.c
 	printf '%s\n' $(PROTOCOL_SRCS) $(WORKER_SRCS) | xargs -P 2 -I FILE clang-tidy --quiet --warnings-as-errors='*' \
 	    --checks='-*,bugprone-*,clang-analyzer-*,-bugprone-easily-swappable-parameters,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling' \
 	    FILE -- -std=c11 -D_GNU_SOURCE -I. -Iprotocol -Iworker $(PKG_CFLAGS) 2>&1
-	shellcheck -s sh demo test t/lib/*.sh worker/*.sh conf.examples/merchant/*.sh
+	shellcheck -S warning -s sh demo test t/lib/*.sh t/lib/run-one worker/*.sh conf.examples/merchant/*.sh
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/lib/nginx/modules $(DESTDIR)$(PREFIX)/sbin \

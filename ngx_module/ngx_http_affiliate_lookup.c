@@ -681,6 +681,14 @@ ngx_http_affiliate_lookup_read(ngx_http_affiliate_lookup_t *lookup,
                ngx_http_affiliate_lookup_redis, reply)
         || reply->type != REDIS_REPLY_ARRAY || reply->elements != 2)
     {
+        if (reply && reply->type != REDIS_REPLY_ERROR) {
+
+            /* of another command: what follows would be taken for it, too */
+
+            ngx_http_affiliate_redis_give_up(ngx_http_affiliate_lookup_redis,
+                                             "unexpected reply to MGET");
+        }
+
         ngx_http_affiliate_stat_inc(lookup_errors);
         return NGX_HTTP_AFFILIATE_UNKNOWN;
     }

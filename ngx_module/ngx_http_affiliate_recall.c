@@ -115,6 +115,12 @@ ngx_http_affiliate_recall_reply(void *data, redisReply *reply)
     if (reply && reply->type == REDIS_REPLY_ERROR) {
         (void) ngx_http_affiliate_redis_unavailable(
                                       ngx_http_affiliate_lookup_redis, reply);
+
+    } else if (reply && reply->type != REDIS_REPLY_STRING
+               && reply->type != REDIS_REPLY_NIL)
+    {
+        ngx_http_affiliate_redis_give_up(ngx_http_affiliate_lookup_redis,
+                                         "unexpected reply to GET");
     }
 
     if (recall->call == NULL) {

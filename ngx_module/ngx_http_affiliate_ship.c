@@ -920,6 +920,15 @@ ngx_http_affiliate_ship_polled(void *data, redisReply *reply)
         return;
     }
 
+    if (reply->type != REDIS_REPLY_STRING && reply->type != REDIS_REPLY_ERROR) {
+
+        /* the next one may be another segment's: it must not be believed */
+
+        ngx_http_affiliate_redis_give_up(ship->redis,
+                                         "unexpected reply to GETRANGE");
+        return;
+    }
+
     n = 0;
 
     if (reply->type == REDIS_REPLY_STRING && reply->str != NULL) {
@@ -1096,6 +1105,13 @@ ngx_http_affiliate_ship_verified(void *data, redisReply *reply)
     if (reply == NULL
         || ngx_http_affiliate_redis_unavailable(ship->redis, reply))
     {
+        ngx_free(call);
+        return;
+    }
+
+    if (reply->type != REDIS_REPLY_STRING && reply->type != REDIS_REPLY_ERROR) {
+        ngx_http_affiliate_redis_give_up(ship->redis,
+                                         "unexpected reply to EVAL");
         ngx_free(call);
         return;
     }

@@ -290,6 +290,7 @@ static void ngx_http_affiliate_spool_prepare_run(void *data);
 static void ngx_http_affiliate_spool_prepare_done(void *data);
 static ngx_int_t ngx_http_affiliate_spool_rotate(
     ngx_http_affiliate_log_t *log);
+static void ngx_http_affiliate_spool_room(ngx_http_affiliate_log_t *log);
 static void ngx_http_affiliate_spool_seal(ngx_http_affiliate_log_t *log);
 static void ngx_http_affiliate_spool_cut(ngx_http_affiliate_log_t *log);
 static void ngx_http_affiliate_spool_drop(ngx_http_affiliate_log_t *log);
@@ -1354,6 +1355,7 @@ ngx_http_affiliate_spool_prepare_done(void *data)
     if (pr->failed == NULL) {
         log->ready = seg;
         log->failing = 0;
+        ngx_http_affiliate_spool_room(log);
 
         if (seg->broken) {
             ngx_http_affiliate_spool_broken(log, seg, pr->err);
@@ -1421,6 +1423,17 @@ ngx_http_affiliate_spool_rotate(ngx_http_affiliate_log_t *log)
     seg->made = ngx_http_affiliate_spool_now();
     ngx_queue_insert_tail(&log->segments, &seg->queue);
 
+    ngx_http_affiliate_spool_room(log);
+
+    return NGX_OK;
+}
+
+
+/* There is room, used or not yet: smaller records may still fit before it. */
+
+static void
+ngx_http_affiliate_spool_room(ngx_http_affiliate_log_t *log)
+{
     ngx_http_affiliate_stat_set(spool_full[log->channel], 0);
 
     if (log->dropped) {
@@ -1431,8 +1444,6 @@ ngx_http_affiliate_spool_rotate(ngx_http_affiliate_log_t *log)
                       log->dropped);
         log->dropped = 0;
     }
-
-    return NGX_OK;
 }
 
 

@@ -113,13 +113,24 @@ aff_get_slice(struct aff_reader *r, size_t max)
     return aff_slice(p, p == NULL ? 0 : len);
 }
 
+/* True if `n` more bytes fit; otherwise the writer has failed. */
+static inline bool
+aff_fits(struct aff_writer *w, size_t n)
+{
+    if (w->failed || (size_t) (w->end - w->pos) < n) {
+        w->failed = true;
+    }
+
+    return !w->failed;
+}
+
+/* Where `n` bytes are to be written, or NULL. */
 static inline uint8_t *
 aff_room(struct aff_writer *w, size_t n)
 {
     uint8_t *p = w->pos;
 
-    if (w->failed || (size_t) (w->end - p) < n) {
-        w->failed = true;
+    if (!aff_fits(w, n)) {
         return NULL;
     }
 
@@ -130,12 +141,12 @@ aff_room(struct aff_writer *w, size_t n)
 static inline void
 aff_put_uint(struct aff_writer *w, uint64_t value, size_t n)
 {
-    uint8_t *p = aff_room(w, n);
-
-    if (p != NULL) {
+    if (aff_fits(w, n)) {
         for (size_t i = 0; i < n; i++) {
-            p[i] = (uint8_t) (value >> (8 * i));
+            w->pos[i] = (uint8_t) (value >> (8 * i));
         }
+
+        w->pos += n;
     }
 }
 

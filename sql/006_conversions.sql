@@ -49,55 +49,137 @@ return case
            when 0 > any (p_quantity) then 'item_quantity: must not be negative'
        end;
 
--- Fills pg_temp.conversion_work from the stage: each record with its click and with what keeps it from being applied.
-create function affiliate.match_conversions()
+-- Inserts what is new on the stage into conversion, each with its click, and puts it into pg_temp.conversion_new. What is wrong
+-- by itself, repeats an idempotency key, or belongs to a batch call whose key was used with another body is left out.
+create function affiliate.insert_conversions()
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 set enable_seqscan = off
-set enable_hashjoin = off
+set enable_nestloop = off
 set enable_mergejoin = off
+set enable_memoize = off
+set plan_cache_mode = force_generic_plan
+set work_mem = '64MB'
 set jit = off
 as $$
 declare
     kept_since timestamptz := affiliate.clicks_kept_since();
 begin
-    perform affiliate.work_clear('conversion_work', 'conversion_new', 'order_touched');
+    with known as (
+        select m.merchant_id
+          from (select distinct s.merchant_id
+                  from pg_temp.conversion_stage s) d
+         cross join lateral (
+                   select m.merchant_id
+                     from affiliate.merchant m
+                    where m.merchant_id = d.merchant_id
+                   offset 0
+               ) m
+    ),
+    matched as (
+        select s.*, c.link_id, c.campaign_id, c.affiliate_id, c.verdict,
+               case
+                   when c.livemode = s.livemode then null
+                   when c.livemode is not null then 'wrong_livemode'
+                   -- With a limit it is looked up; without one, the planner may hash all clicks there are.
+                   when (select true from affiliate.click x where x.id = s.click_id limit 1) then 'foreign_click'
+                   when s.clicked_at < kept_since then 'expired_click'
+                   else 'waits'
+               end as click_problem
+          from (select t.*,
+                       affiliate.click_time(t.click_id) as clicked_at
+                  from pg_temp.conversion_stage t
+                 where affiliate.record_problem(
+                           t.idempotency_key, t.body_hash, t.position, t.received_at, t.click_id, t.order_id,
+                           t.status, t.customer, t.amount_minor, t.currency, t.item_quantity, t.item_amount) is null
+                offset 0) s
+          join known k
+            on k.merchant_id = s.merchant_id
+          left join lateral (
+                   select c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict
+                     from affiliate.click c
+                    where c.id = s.click_id
+                      and c.merchant_id = s.merchant_id
+                   offset 0
+               ) c on true
+         where s.source <> 2
+            or (select true
+                  from affiliate.conversion x
+                 where x.merchant_id = s.merchant_id
+                   and x.livemode = s.livemode
+                   and x.idempotency_key = s.idempotency_key
+                   and x.body_hash <> s.body_hash
+                 limit 1) is null
+        offset 0
+    ),
+    added as (
+        insert into affiliate.conversion
+              (conversion_id, merchant_id, livemode, source, position, status, customer, waiting,
+               received_at, occurred_at, effective_at, clicked_at,
+               spool_id, segment, sequence, record, click_id, link_id, campaign_id, affiliate_id, verdict, click_problem,
+               amount_minor, currency, order_id, idempotency_key, body_hash, refund_key, key_id, reason,
+               item_sku, item_category, item_quantity, item_amount)
+        select nextval('affiliate.conversion_id_seq'),
+               m.merchant_id, m.livemode, m.source, m.position, m.status, m.customer, m.click_problem is not distinct from 'waits',
+               m.received_at, m.occurred_at,
+               affiliate.effective_time(m.occurred_at, m.received_at, m.clicked_at), m.clicked_at,
+               m.spool_id, m.segment, m.sequence, m.record, m.click_id,
+               case when m.click_problem is null then m.link_id end,
+               case when m.click_problem is null then m.campaign_id end,
+               case when m.click_problem is null then m.affiliate_id end,
+               case when m.click_problem is null then m.verdict end,
+               nullif(m.click_problem, 'waits'),
+               m.amount_minor, m.currency, m.order_id, m.idempotency_key, m.body_hash,
+               case when m.status in (4, 5) and m.amount_minor is not null
+                    then coalesce('r:' || m.refund_id, 'e:' || m.idempotency_key || ':' || m.position) end,
+               m.key_id, m.reason, m.item_sku, m.item_category, m.item_quantity, m.item_amount
+          from matched m
+         order by m.merchant_id, m.livemode, m.idempotency_key, m.position, m.spool_id, m.segment, m.sequence, m.record
+            on conflict (merchant_id, livemode, idempotency_key, position) do nothing
+        returning merchant_id, livemode, status, customer, verdict, waiting, refund_key is not null, record, sequence,
+                  spool_id, segment, conversion_id, effective_at, clicked_at, click_id, link_id, campaign_id,
+                  affiliate_id, amount_minor, order_id, click_problem, currency,
+                  item_sku, item_category, item_quantity, item_amount
+    )
+    insert into pg_temp.conversion_new
+    select *
+      from added;
+end
+$$;
 
-    insert into pg_temp.conversion_work
-          (conversion_id, spool_id, segment, sequence, record, merchant_id, livemode, source, position, key_id,
-           idempotency_key, body_hash, received_at, occurred_at, effective_at, clicked_at, click_id, order_id,
-           status, customer, amount_minor, currency, refund_id, refund_key, reason,
-           item_sku, item_category, item_quantity, item_amount,
-           link_id, campaign_id, affiliate_id, verdict, click_problem, waiting, dead, detail)
-    select nextval('affiliate.conversion_id_seq'),
-           s.spool_id, s.segment, s.sequence, s.record, s.merchant_id, s.livemode, s.source, s.position, s.key_id,
-           s.idempotency_key, s.body_hash, s.received_at, s.occurred_at,
-           affiliate.effective_time(s.occurred_at, s.received_at, s.clicked_at), s.clicked_at, s.click_id, s.order_id,
-           s.status, s.customer, s.amount_minor, s.currency, s.refund_id,
-           case when s.status in (4, 5) and s.amount_minor is not null
-                then coalesce('r:' || s.refund_id, 'e:' || s.idempotency_key || ':' || s.position) end,
-           s.reason, s.item_sku, s.item_category, s.item_quantity, s.item_amount,
-           case when own.mine then c.link_id end,
-           case when own.mine then c.campaign_id end,
-           case when own.mine then c.affiliate_id end,
-           case when own.mine then c.verdict end,
+-- Records on the stage that are no new conversion: dead letters, but for those that repeat a conversion with the same body.
+-- A batch call's record whose position is free was left out because its key was used with another body.
+create function affiliate.bury_records()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_nestloop = off
+set enable_mergejoin = off
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
+    insert into pg_temp.record_left
+    select s.spool_id, s.segment, s.sequence, s.record,
            case
-               when own.mine then null
-               when c.id is not null then 'wrong_livemode'
-               when other.id is not null then 'foreign_click'
-               when s.clicked_at < kept_since then 'expired_click'
+               when m.merchant_id is null then 'unknown_merchant'
+               when s.problem is not null then 'invalid_record'
+               when c.body_hash is distinct from s.body_hash then 'idempotency_conflict'
            end,
-           c.id is null and other.id is null and s.clicked_at >= kept_since,
-           case when m.merchant_id is null then 'unknown_merchant'
-                when s.problem is not null then 'invalid_record' end,
            s.problem
       from (select t.*,
-                   affiliate.click_time(t.click_id) as clicked_at,
                    affiliate.record_problem(
                        t.idempotency_key, t.body_hash, t.position, t.received_at, t.click_id, t.order_id, t.status,
                        t.customer, t.amount_minor, t.currency, t.item_quantity, t.item_amount) as problem
               from pg_temp.conversion_stage t
+             where not exists (
+                       select
+                         from pg_temp.conversion_new e
+                        where e.spool_id = t.spool_id and e.segment = t.segment
+                          and e.sequence = t.sequence and e.record = t.record
+                   )
             offset 0) s
       left join lateral (
                select m.merchant_id
@@ -106,105 +188,24 @@ begin
                offset 0
            ) m on true
       left join lateral (
-               select c.id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict
-                 from affiliate.click c
-                where c.id = s.click_id
-                  and c.merchant_id = s.merchant_id
-               offset 0
-           ) c on true
-      left join lateral (
-               select x.id
-                 from affiliate.click x
-                where c.id is null
-                  and x.id = s.click_id
-                limit 1
-           ) other on true
-     cross join lateral (select coalesce(c.livemode = s.livemode, false) as mine) own;
-end
-$$;
-
--- Inserts what is new into conversion, and tells the rest apart: repeated with the same body (a duplicate), or the same
--- idempotency key with another body (a dead letter).
-create function affiliate.insert_conversions()
-returns void
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-set enable_seqscan = off
-set enable_mergejoin = off
-set jit = off
-as $$
-begin
-    -- A later record of a batch call whose key was used with another body, even where its position is free.
-    update pg_temp.conversion_work w
-       set dead = 'idempotency_conflict'
-     where w.dead is null
-       and w.source = 2
-       and exists (
-               select
+               select c.body_hash
                  from affiliate.conversion c
-                where c.merchant_id = w.merchant_id
-                  and c.livemode = w.livemode
-                  and c.idempotency_key = w.idempotency_key
-                  and c.body_hash <> w.body_hash
-           );
+                where c.merchant_id = s.merchant_id
+                  and c.livemode = s.livemode
+                  and c.idempotency_key = s.idempotency_key
+                  and c.position = s.position
+               offset 0
+           ) c on true;
 
-    with added as (
-        insert into affiliate.conversion
-              (merchant_id, livemode, source, position, status, customer, waiting, conversion_id,
-               received_at, occurred_at, effective_at, clicked_at, spool_id, segment, sequence, record,
-               click_id, link_id, campaign_id, affiliate_id, verdict, click_problem, amount_minor, currency,
-               order_id, idempotency_key, body_hash, refund_key, key_id, reason,
-               item_sku, item_category, item_quantity, item_amount)
-        select w.merchant_id, w.livemode, w.source, w.position, w.status, w.customer, w.waiting, w.conversion_id,
-               w.received_at, w.occurred_at, w.effective_at, w.clicked_at, w.spool_id, w.segment, w.sequence, w.record,
-               w.click_id, w.link_id, w.campaign_id, w.affiliate_id, w.verdict, w.click_problem, w.amount_minor, w.currency,
-               w.order_id, w.idempotency_key, w.body_hash, w.refund_key, w.key_id, w.reason,
-               w.item_sku, w.item_category, w.item_quantity, w.item_amount
-          from pg_temp.conversion_work w
-         where w.dead is null
-         order by w.merchant_id, w.livemode, w.idempotency_key, w.position, w.conversion_id
-            on conflict (merchant_id, livemode, idempotency_key, position) do nothing
-        returning conversion_id
-    )
-    insert into pg_temp.conversion_new
-    select conversion_id
-      from added;
-
-    if (select count(*) from pg_temp.conversion_new) < (select count(*) from pg_temp.conversion_work) then
-        update pg_temp.conversion_work w
-           set new = false,
-               dead = case when w.dead is null and c.body_hash <> w.body_hash
-                           then 'idempotency_conflict' else w.dead end
-          from pg_temp.conversion_work x
-          left join lateral (
-                   select c.body_hash
-                     from affiliate.conversion c
-                    where c.merchant_id = x.merchant_id
-                      and c.livemode = x.livemode
-                      and c.idempotency_key = x.idempotency_key
-                      and c.position = x.position
-                   offset 0
-               ) c on true
-         where w.conversion_id = x.conversion_id
-           and not exists (select from pg_temp.conversion_new n where n.conversion_id = x.conversion_id);
-
-        insert into affiliate.dead_letter (channel, spool_id, segment, sequence, record, reason, detail, payload)
-        select 2, w.spool_id, w.segment, w.sequence, w.record, w.dead,
-               coalesce(w.detail, affiliate.reason_sentence(w.dead)),
-               convert_to(row_to_json(s.*)::text, 'UTF8')
-          from pg_temp.conversion_work w
-          join pg_temp.conversion_stage s
-            on s.spool_id = w.spool_id and s.segment = w.segment
-           and s.sequence = w.sequence and s.record = w.record
-         where w.dead is not null;
-    end if;
-
-    insert into affiliate.waiting (merchant_id, livemode, order_id, conversion_id, click_id, until, next_at)
-    select w.merchant_id, w.livemode, w.order_id, w.conversion_id, w.click_id, now() + affiliate.waiting_limit(), now()
-      from pg_temp.conversion_work w
-     where w.waiting
-       and w.new is null
-       and w.dead is null;
+    insert into affiliate.dead_letter (channel, spool_id, segment, sequence, record, reason, detail, payload)
+    select 2, l.spool_id, l.segment, l.sequence, l.record, l.dead,
+           coalesce(l.detail, affiliate.reason_sentence(l.dead)),
+           convert_to(row_to_json(s.*)::text, 'UTF8')
+      from pg_temp.record_left l
+      join pg_temp.conversion_stage s
+        on s.spool_id = l.spool_id and s.segment = l.segment
+       and s.sequence = l.sequence and s.record = l.record
+     where l.dead is not null;
 end
 $$;
 
@@ -215,41 +216,80 @@ returns table (
     accepted bigint, review bigint, rejected bigint)
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
+set enable_nestloop = off
+set enable_mergejoin = off
+set work_mem = '64MB'
 set jit = off
 as $$
+declare
+    settled bigint;
 begin
     perform affiliate.conversion_stage();
     perform affiliate.fresh_plans();
-    perform affiliate.match_conversions();
+    perform affiliate.work_clear('conversion_new', 'record_left', 'order_touched', 'order_decided', 'order_held');
     perform affiliate.insert_conversions();
 
-    select count(*),
-           count(*) filter (where w.new is null and w.dead is null and not w.waiting),
-           count(*) filter (where w.new is null and w.dead is null and w.waiting),
-           count(*) filter (where not w.new and w.dead is null),
-           count(*) filter (where w.dead is not null)
-      into staged, applied, waiting, duplicates, dead
-      from pg_temp.conversion_work w;
+    select count(*) into staged from pg_temp.conversion_stage;
+    select count(*) filter (where not e.waiting), count(*) filter (where e.waiting) into applied, waiting
+      from pg_temp.conversion_new e;
 
-    insert into pg_temp.order_touched
-    select w.merchant_id, w.livemode, w.order_id, count(*), min(w.conversion_id)
-      from pg_temp.conversion_work w
-     where w.new is null
-       and w.dead is null
-       and not w.waiting
-     group by w.merchant_id, w.livemode, w.order_id;
+    if applied + waiting < staged then
+        perform affiliate.bury_records();
+    end if;
+    select count(*) filter (where l.dead is null), count(*) filter (where l.dead is not null) into duplicates, dead
+      from pg_temp.record_left l;
 
-    select s.accepted, s.review, s.rejected
+    if waiting > 0 then
+        insert into affiliate.waiting (merchant_id, livemode, order_id, conversion_id, click_id, until, next_at)
+        select e.merchant_id, e.livemode, e.order_id, e.conversion_id, e.click_id,
+               now() + affiliate.waiting_limit(), now()
+          from pg_temp.conversion_new e
+         where e.waiting;
+    end if;
+
+    perform affiliate.decide_orders(false);
+    perform affiliate.insert_decided();
+    select count(*) into settled from pg_temp.order_decided;
+
+    -- What was known before, or has several events here.
+    if settled < applied then
+        insert into pg_temp.order_touched
+        select e.merchant_id, e.livemode, e.order_id, count(*)
+          from pg_temp.conversion_new e
+         where not e.waiting
+           and not exists (
+                   select
+                     from pg_temp.order_decided d
+                    where d.merchant_id = e.merchant_id
+                      and d.livemode = e.livemode
+                      and d.order_id = e.order_id
+               )
+         group by e.merchant_id, e.livemode, e.order_id;
+
+        perform affiliate.lock_orders();
+        perform affiliate.decide_orders(true);
+        perform affiliate.update_decided();
+    end if;
+
+    perform affiliate.post_orders();
+
+    select coalesce(sum(coalesce(t.events, 1)) filter (where d.outcome = 'accepted'), 0),
+           coalesce(sum(coalesce(t.events, 1)) filter (where d.outcome = 'review'), 0),
+           coalesce(sum(coalesce(t.events, 1)) filter (where d.outcome = 'rejected'), 0)
       into accepted, review, rejected
-      from affiliate.settle_orders() s;
+      from pg_temp.order_decided d
+      left join pg_temp.order_touched t
+        on t.merchant_id = d.merchant_id and t.livemode = d.livemode and t.order_id = d.order_id;
 
     insert into affiliate.inbox as i (channel, spool_id, segment, sequence, records, conversions, duplicates)
-    select 2, w.spool_id, w.segment, w.sequence, count(*),
-           count(*) filter (where w.new is null and w.dead is null),
-           count(*) filter (where not w.new and w.dead is null)
-      from pg_temp.conversion_work w
-     group by w.spool_id, w.segment, w.sequence
-     order by w.spool_id, w.segment, w.sequence
+    select 2, r.spool_id, r.segment, r.sequence, count(*), count(*) filter (where r.new), count(*) filter (where r.repeated)
+      from (select e.spool_id, e.segment, e.sequence, true as new, false as repeated
+              from pg_temp.conversion_new e
+             union all
+            select l.spool_id, l.segment, l.sequence, false, l.dead is null
+              from pg_temp.record_left l) r
+     group by r.spool_id, r.segment, r.sequence
+     order by r.spool_id, r.segment, r.sequence
         on conflict (channel, spool_id, segment, sequence) do update
        set conversions = i.conversions + excluded.conversions,
            duplicates = i.duplicates + excluded.duplicates;
@@ -273,7 +313,7 @@ declare
 begin
     perform affiliate.work_tables();
     perform affiliate.fresh_plans();
-    perform affiliate.work_clear('conversion_work', 'order_touched', 'waiting_due');
+    perform affiliate.work_clear('order_touched', 'waiting_due');
 
     insert into pg_temp.waiting_due
     select w.ctid, w.merchant_id, w.livemode, w.order_id, w.conversion_id,
@@ -325,7 +365,7 @@ begin
     perform affiliate.complete_waiting();
 
     insert into pg_temp.order_touched
-    select distinct d.merchant_id, d.livemode, d.order_id, null::bigint, null::bigint
+    select distinct d.merchant_id, d.livemode, d.order_id, null::bigint
       from pg_temp.waiting_due d;
 
     perform affiliate.settle_orders();

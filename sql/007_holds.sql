@@ -10,13 +10,14 @@ set search_path = pg_catalog, affiliate, pg_temp
 set enable_seqscan = off
 set enable_nestloop = off
 set enable_mergejoin = off
+set work_mem = '64MB'
 set jit = off
 as $$
 declare
-    released bigint;
+    count bigint;
 begin
     perform affiliate.work_tables();
-    perform affiliate.work_clear('hold_over', 'posting', 'posting_account');
+    perform affiliate.work_clear('released', 'account_change', 'account_changed');
 
     with over as (
         delete from affiliate.hold
@@ -28,46 +29,83 @@ begin
                     limit p_max
                       for update skip locked))
         returning *
-    )
-    insert into pg_temp.hold_over
-    select *
-      from over;
-    get diagnostics released = row_count;
-
-    if released = 0 then
-        return 0;
-    end if;
-
-    with made as (
-        insert into affiliate.release
-              (merchant_id, release_id, affiliate_id, livemode, currency, orders, commission_minor, fee_minor)
-        select g.merchant_id, nextval('affiliate.release_id_seq'), g.affiliate_id, g.livemode, g.currency,
-               g.orders, g.commission, g.fee
-          from (select h.merchant_id, h.affiliate_id, h.livemode, h.currency,
-                       count(*) as orders, sum(h.commission_minor) as commission, sum(h.fee_minor) as fee
-                  from pg_temp.hold_over h
-                 group by h.merchant_id, h.affiliate_id, h.livemode, h.currency) g
-        returning *
+    ),
+    grouped as materialized (
+        select h.merchant_id, nextval('affiliate.release_id_seq') as release_id, h.affiliate_id, h.livemode, h.currency,
+               count(*) as orders, sum(h.commission_minor) as commission, sum(h.fee_minor) as fee
+          from over h
+         group by h.merchant_id, h.affiliate_id, h.livemode, h.currency
     ),
     itemized as (
+        -- Sorted, because the pages of the index are then touched one after the other.
         insert into affiliate.release_item
               (merchant_id, order_no, release_id, commission_minor, fee_minor, due_at, revision)
-        select h.merchant_id, h.order_no, m.release_id, h.commission_minor, h.fee_minor, h.due_at, h.revision
-          from pg_temp.hold_over h
-          join made m using (merchant_id, affiliate_id, livemode, currency)
+        select h.merchant_id, h.order_no, g.release_id, h.commission_minor, h.fee_minor, h.due_at, h.revision
+          from over h
+          join grouped g using (merchant_id, affiliate_id, livemode, currency)
+         order by h.merchant_id, h.order_no
+    ),
+    made as (
+        insert into affiliate.release
+              (merchant_id, release_id, affiliate_id, livemode, currency, orders, commission_minor, fee_minor)
+        select g.merchant_id, g.release_id, g.affiliate_id, g.livemode, g.currency, g.orders, g.commission, g.fee
+          from grouped g
+        returning *
     )
-    insert into pg_temp.posting
-    select m.merchant_id, m.release_id, 1, 2, leg.code, m.livemode, m.currency, leg.amount,
-           leg.owner, leg.debit_kind, leg.owner_id, leg.owner, leg.credit_kind, leg.owner_id
-      from made m
-     cross join lateral (values
-               (11, m.commission_minor, 'affiliate', 'pending', 'payable', m.affiliate_id),
-               (12, m.fee_minor, 'platform', 'fee_pending', 'fee_earned', 0),
-               (13, m.commission_minor + m.fee_minor, 'merchant', 'owed', 'accrued', m.merchant_id)
-           ) as leg(code, amount, owner, debit_kind, credit_kind, owner_id)
-     where leg.amount > 0;
+    insert into pg_temp.released
+    select *
+      from made;
 
-    perform affiliate.post_transfers();
-    return released;
+    select coalesce(sum(r.orders), 0) into count
+      from pg_temp.released r;
+    if count > 0 then
+        perform affiliate.post_releases();
+    end if;
+    return count;
+end
+$$;
+
+-- Posts pg_temp.released: from pending to payable, from fee_pending to fee_earned, from accrued to owed.
+create function affiliate.post_releases()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_nestloop = off
+set enable_mergejoin = off
+set jit = off
+as $$
+begin
+    insert into pg_temp.account_change
+    select r.merchant_id, r.livemode, r.currency, side.owner, side.kind, side.owner_id, side.debit, side.credit
+      from pg_temp.released r
+     cross join lateral (values
+               ('affiliate', 'pending', r.affiliate_id, r.commission_minor, 0),
+               ('affiliate', 'payable', r.affiliate_id, 0, r.commission_minor),
+               ('platform', 'fee_pending', 0, r.fee_minor, 0),
+               ('platform', 'fee_earned', 0, 0, r.fee_minor),
+               ('merchant', 'owed', r.merchant_id, r.commission_minor + r.fee_minor, 0),
+               ('merchant', 'accrued', r.merchant_id, 0, r.commission_minor + r.fee_minor)
+           ) as side(owner, kind, owner_id, debit, credit)
+     where side.debit + side.credit > 0;
+
+    perform affiliate.post_accounts();
+
+    insert into affiliate.transfer
+           (merchant_id, cause_id, cause_revision, cause_kind, code, debit_account, credit_account,
+            amount_minor, livemode, currency)
+    select r.merchant_id, r.release_id, 1, 2, leg.code, d.account_id, c.account_id, leg.amount, r.livemode, r.currency
+      from pg_temp.released r
+     cross join lateral (values
+               (11, r.commission_minor, 'pending', 'payable', r.affiliate_id),
+               (12, r.fee_minor, 'fee_pending', 'fee_earned', 0),
+               (13, r.commission_minor + r.fee_minor, 'owed', 'accrued', r.merchant_id)
+           ) as leg(code, amount, debit_kind, credit_kind, owner_id)
+      join pg_temp.account_changed d
+        on d.merchant_id = r.merchant_id and d.livemode = r.livemode and d.currency = r.currency
+       and d.kind = leg.debit_kind and d.owner_id = leg.owner_id
+      join pg_temp.account_changed c
+        on c.merchant_id = r.merchant_id and c.livemode = r.livemode and c.currency = r.currency
+       and c.kind = leg.credit_kind and c.owner_id = leg.owner_id
+     where leg.amount > 0;
 end
 $$;

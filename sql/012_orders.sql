@@ -273,8 +273,8 @@ begin
        and f.order_id = wanted;
 
     perform affiliate.work_tables();
-    perform affiliate.work_clear('order_touched', 'conversion_work');
-    insert into pg_temp.order_touched values (m.merchant_id, live, wanted, null, null);
+    perform affiliate.work_clear('order_touched');
+    insert into pg_temp.order_touched values (m.merchant_id, live, wanted, null);
     perform affiliate.settle_orders();
 
     return query

@@ -13,6 +13,9 @@
 #define DAY_MS       86400000ULL
 #define CLICK_FIELDS 14
 
+#define LEAVES_TRIES    20 /* partitions that another role or daemon is making */
+#define LEAVES_PAUSE_MS 100
+
 #define PGSQL_AF_INET  2 /* utils/inet.h: AF_INET and AF_INET + 1, on the wire */
 #define PGSQL_AF_INET6 3
 
@@ -99,6 +102,22 @@ clicks_has_near_days(struct clicks *clicks)
     return clicks_find_leaf(clicks, today) != NULL && clicks_find_leaf(clicks, today + 1) != NULL;
 }
 
+/* Makes what is missing of the partitions, unless somebody else does at this moment, and knows what
+ * is there then. */
+static bool
+clicks_make_leaves(struct stream *stream, struct pg_error *error)
+{
+    char ahead[16];
+    const char *values[] = {ahead};
+    PGresult *result;
+
+    snprintf(ahead, sizeof(ahead), "%lld", (long long) stream->role->config->partitions.ahead);
+    result = pg_query(stream->pg, "select * from affiliate.maintain_partitions($1::integer, 0)", 1,
+        values, 0, error);
+    PQclear(result);
+    return result != NULL && clicks_load_leaves(stream, error);
+}
+
 /*
  * Knows the partitions. Where today or tomorrow has none it makes them, because clicks may come
  * before the role that looks after that, and does not go on without: their clicks would all be dead
@@ -107,32 +126,19 @@ clicks_has_near_days(struct clicks *clicks)
 static bool
 clicks_prepare(struct stream *stream, struct pg_error *error)
 {
-    char ahead[16];
-    const char *values[] = {ahead};
-    PGresult *result;
-
     if (!clicks_load_leaves(stream, error)) {
         return false;
     }
 
-    if (clicks_has_near_days(stream->data)) {
-        return true;
-    }
-
-    snprintf(ahead, sizeof(ahead), "%lld", (long long) stream->role->config->partitions.ahead);
-    result = pg_query(stream->pg, "select * from affiliate.maintain_partitions($1::integer, 0)", 1,
-        values, 0, error);
-    if (result == NULL) {
-        return false;
-    }
-
-    PQclear(result);
-    if (!clicks_load_leaves(stream, error)) {
-        return false;
+    for (unsigned i = 0; i < LEAVES_TRIES && !clicks_has_near_days(stream->data); i++) {
+        role_wait(stream->role, i == 0 ? 0 : LEAVES_PAUSE_MS, -1);
+        if (!clicks_make_leaves(stream, error)) {
+            return false;
+        }
     }
 
     if (!clicks_has_near_days(stream->data)) {
-        /* Somebody else is making them at this moment, or the clock of one of us is wrong. */
+        /* Somebody who makes them does not get on, or the clock of one of us is wrong. */
         *error = (struct pg_error){.class = PG_CLASS_RETRY,
             .message = "today and tomorrow have no partitions for clicks yet"};
         return false;

@@ -28,7 +28,7 @@ for file in "$@"; do
     last=$version
 
     echo
-    echo "static const char migration_$version[] = {"
+    echo "static const char migration_${version}[] = {"
     od -An -v -tu1 "$file" | awk '{ gsub(/[ \t]+/, " "); sub(/^ /, ""); sub(/ $/, ""); gsub(/ /, ","); print "    (char)" $0 "," }' |
         sed 's/,\([0-9]\)/,(char)\1/g'
     echo '    0,'

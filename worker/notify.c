@@ -8,6 +8,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define NOTIFY_PATIENCE_S 1
+
 static int notify_fd = -1;
 static struct sockaddr_un notify_address;
 static socklen_t notify_address_len;
@@ -19,6 +21,7 @@ notify_open(void)
     const char *path = getenv("NOTIFY_SOCKET");
     const char *usec = getenv("WATCHDOG_USEC");
     const char *pid = getenv("WATCHDOG_PID");
+    const struct timeval patience = {.tv_sec = NOTIFY_PATIENCE_S};
 
     if (path != NULL && (path[0] == '/' || path[0] == '@') &&
         strlen(path) < sizeof(notify_address.sun_path)) {
@@ -30,6 +33,8 @@ notify_open(void)
 
         notify_address_len = (socklen_t) (offsetof(struct sockaddr_un, sun_path) + strlen(path));
         notify_fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        /* A systemd that does not listen must not keep us from signals. */
+        setsockopt(notify_fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     }
 
     if (notify_fd >= 0 && usec != NULL && (pid == NULL || atol(pid) == (long) getpid())) {
@@ -48,9 +53,9 @@ notify_watchdog_interval(void)
 }
 
 static void
-notify_send(const char *message)
+notify_send(const char *message, int flags)
 {
-    if (notify_fd >= 0 && sendto(notify_fd, message, strlen(message), MSG_NOSIGNAL,
+    if (notify_fd >= 0 && sendto(notify_fd, message, strlen(message), MSG_NOSIGNAL | flags,
                               (const struct sockaddr *) &notify_address, notify_address_len) < 0) {
         log_debug("systemd does not listen");
     }
@@ -62,7 +67,7 @@ notify_ready(const char *status)
     char message[256];
 
     snprintf(message, sizeof(message), "READY=1\nMAINPID=%ld\nSTATUS=%s", (long) getpid(), status);
-    notify_send(message);
+    notify_send(message, 0);
 }
 
 void
@@ -71,7 +76,7 @@ notify_status(const char *status)
     char message[256];
 
     snprintf(message, sizeof(message), "STATUS=%s", status);
-    notify_send(message);
+    notify_send(message, MSG_DONTWAIT);
 }
 
 void
@@ -83,17 +88,18 @@ notify_reloading(void)
     clock_gettime(CLOCK_MONOTONIC, &now);
     snprintf(message, sizeof(message), "RELOADING=1\nMONOTONIC_USEC=%lld",
         (long long) now.tv_sec * 1000000 + now.tv_nsec / 1000);
-    notify_send(message);
+    notify_send(message, 0);
 }
 
 void
 notify_stopping(void)
 {
-    notify_send("STOPPING=1\nSTATUS=finishing transactions");
+    notify_send("STOPPING=1\nSTATUS=finishing transactions", 0);
 }
 
 void
 notify_watchdog(void)
 {
-    notify_send("WATCHDOG=1");
+    /* The next one comes soon. */
+    notify_send("WATCHDOG=1", MSG_DONTWAIT);
 }

@@ -238,13 +238,15 @@ role_down(struct role *role)
     }
 
     pthread_mutex_lock(&role->told_lock);
+    memcpy(role->told, role->reason, sizeof(role->told));
+    pthread_mutex_unlock(&role->told_lock);
+
     if (changed ||
-        (now - role->told_ms >= ROLE_TELL_AGAIN_MS && strcmp(role->told, role->reason) != 0)) {
-        memcpy(role->told, role->reason, sizeof(role->told));
+        (now - role->told_ms >= ROLE_TELL_AGAIN_MS && strcmp(role->logged, role->reason) != 0)) {
+        memcpy(role->logged, role->reason, sizeof(role->logged));
         role->told_ms = now;
         changed = true;
     }
-    pthread_mutex_unlock(&role->told_lock);
 
     if (changed) {
         log_error("%s; trying again until it works", role->reason);

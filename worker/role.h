@@ -83,7 +83,8 @@ struct role {
     _Atomic int64_t progress_ms;    /* monotonic */
     _Atomic uint64_t values[COUNTERS];
     pthread_mutex_t told_lock;
-    char told[CONFIG_ERROR_MAX + 64]; /* the reason last logged */
+    char told[CONFIG_ERROR_MAX + 64];   /* the last reason */
+    char logged[CONFIG_ERROR_MAX + 64]; /* the one in the log; the thread's own, like told_ms */
     int64_t told_ms;
 };
 

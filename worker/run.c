@@ -155,9 +155,9 @@ run_stop(struct run *run)
     }
 
     log_info("stopping: finishing transactions under way");
-    notify_stopping();
     run->deadline_ms = clock_monotonic_ms() + run->config->run.shutdown_timeout;
     role_request_stop();
+    notify_stopping();
 }
 
 static void

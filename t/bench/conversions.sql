@@ -62,7 +62,7 @@ language sql volatile
 as $$ select split_part(pg_read_file('/proc/self/schedstat', 0, 100), ' ', 1)::bigint $$;
 
 -- One event for each order; prints conversions per second of apply_conversions() with its commit.
-create or replace procedure pg_temp.measure(p_status integer, p_title text)
+create or replace procedure pg_temp.measure(p_status integer, p_prefix text, p_title text)
 language plpgsql
 as $$
 declare
@@ -82,8 +82,8 @@ begin
     while cut < orders loop
         insert into pg_temp.conversion_stage
         select spool, 1, cut / batch, row_number() over (), b.merchant_id, true, 1, 0, 'ak_live_bench',
-               format('key-%s-%s-%s', spool, b.n, p_status), '\x00112233445566778899aabbccddeeff', now(), null,
-               b.click_id, format('NP-%s-%s', current_setting('bench.run'), b.n), p_status, 0, b.amount, 'NPR', null, null,
+               format('key-%s-%s', spool, b.n), '\x00112233445566778899aabbccddeeff', now(), null,
+               b.click_id, format('%s-%s-%s', p_prefix, current_setting('bench.run'), b.n), p_status, 0, b.amount, 'NPR', null, null,
                null, null, null, null
           from bench_order b
          where b.n > cut and b.n <= cut + batch;
@@ -107,8 +107,9 @@ $$;
 call pg_temp.prepare();
 vacuum analyze affiliate.click;
 set client_min_messages = notice;
-call pg_temp.measure(1, 'conversions applied, new orders, pending');
-call pg_temp.measure(2, 'conversions applied, approval of known orders');
+call pg_temp.measure(1, 'NP', 'conversions applied, new orders, pending');
+call pg_temp.measure(2, 'NP', 'conversions applied, approval of known orders');
+call pg_temp.measure(2, 'NQ', 'conversions applied, new orders, approved');
 \pset tuples_only on
 \pset format unaligned
 select format('%-44s %s', 'broken invariants', count(*)) from affiliate.audit();

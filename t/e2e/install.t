@@ -38,10 +38,9 @@ SKIP: {
     skip 'there are no sources of nginx', 3 unless -x "$source/configure";
 
     $t->run('cp', '-rL', $source, $tree);
-    ($code, $out, $err) = $t->run({ dir => $tree }, './configure', '--with-compat', '--with-threads',
-        "--add-dynamic-module=$top", '--without-http_rewrite_module', '--without-http_gzip_module');
+    ($code, $out, $err) = $t->run({ dir => $tree }, './configure', '--with-compat', "--add-dynamic-module=$top");
     is($code, 0, './configure --with-compat --add-dynamic-module') or diag substr("$out$err", -2000);
-    ($code, $out, $err) = $t->run({ dir => $tree }, 'make', '-s', 'modules');
+    ($code, $out, $err) = $t->run({ dir => $tree }, 'make', '-s', '-f', 'objs/Makefile', 'modules');
     is($code, 0, 'make modules') or diag substr("$out$err", -2000);
 
     $t->{module} = "$tree/objs/ngx_http_affiliate_module.so";

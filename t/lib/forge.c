@@ -1,12 +1,13 @@
 /*
- * Makes what only the holder of a key file can make, for tests: records of links and keys, click_ids, secrets.
+ * Makes what only the holder of a key file can make, for tests: records of links and keys,
+ * click_ids, secrets. `forge KEYS KIND name=value ...`, KIND and its names being
  *
- *   forge KEYS link     code= url= merchant= link= campaign= affiliate= state= livemode= version= [expires_ms= param=
- *                       fallback= host= ...]    the record, as aff:link:CODE holds it
- *   forge KEYS key      id= merchant= livemode= revoked= version=      the record, as aff:key:ID holds it
- *   forge KEYS key-id   livemode=        a fresh id
- *   forge KEYS secret   id=              its secret
- *   forge KEYS click-id merchant= livemode= at_ms= [uuid=32 hex digits]
+ *   link      code url merchant link campaign affiliate state livemode version
+ *             [expires_ms param fallback host ...]: the record, as aff:link:CODE holds it
+ *   key       id merchant livemode revoked version: the record, as aff:key:ID holds it
+ *   key-id    livemode: a fresh id
+ *   secret    id: its secret
+ *   click-id  merchant livemode at_ms [uuid (32 hex digits)]
  */
 
 #include "protocol/api_key.h"
@@ -97,7 +98,8 @@ forge_link(const struct aff_keyring *ring)
     };
     const char *host;
 
-    while (link.hosts_count < AFF_LINK_HOSTS_MAX && (host = field_at("host", (int) link.hosts_count)) != NULL) {
+    while (link.hosts_count < AFF_LINK_HOSTS_MAX &&
+           (host = field_at("host", (int) link.hosts_count)) != NULL) {
         link.hosts[link.hosts_count++] = aff_slice_of(host);
     }
 
@@ -155,7 +157,8 @@ forge_click_id(const struct aff_keyring *ring)
     aff_uuid_make(&clock, number("at_ms"), random, uuid);
     if (given.len == 2 * sizeof(uuid)) {
         for (size_t i = 0; i < sizeof(uuid); i++) {
-            uuid[i] = (uint8_t) (aff_char_hex(given.data[2 * i]) << 4 | aff_char_hex(given.data[2 * i + 1]));
+            uuid[i] = (uint8_t) (aff_char_hex(given.data[2 * i]) << 4 |
+                                 aff_char_hex(given.data[2 * i + 1]));
         }
     }
 

@@ -53,6 +53,9 @@ sub begin
     $t->pg_start(%{ $o{pg} || {} });
     $t->daemon_start;
     $self->{world} = $t->world(hold => '1 second', rate => 1000, fee => 2000);
+    $t->wait_until('the projection', sub {
+        $t->redis('EXISTS', "aff:link:$self->{world}{link}", "aff:key:$self->{world}{key}{id}") == 2;
+    }) or die "the projection does not come up\n";
     if ($o{daemonized}) {
         $t->nginx_conf(%nginx);
         $self->nginx_daemon;
@@ -363,7 +366,7 @@ sub _spool_problems
             push @problems, "$name of $channel is $status->{$name}{$channel}" if $status->{$name}{$channel} != 0;
         }
     }
-    push @problems, "$status->{corrupt_frames_total} corrupt frames" if $status->{corrupt_frames_total} && !$self->{torn};
+    push @problems, "$status->{corrupt_frames_total} corrupt frames" if $status->{corrupt_frames_total};
     return @problems;
 }
 

@@ -1392,8 +1392,8 @@ sub _commands
         my $own = $self->{reply} ? $self->{reply}->(\@words) : undef;
         if (defined $own) {
             $self->_send($pair, $own, $mode);
-        } elsif ($mode eq 'hang') {
-            next;
+        } elsif ($pair->{hung} || $mode eq 'hang') {
+            $pair->{hung} = 1;
         } elsif ($mode eq 'loading') {
             $self->_send($pair, "-LOADING Redis is loading the dataset in memory\r\n", 'pass');
         } elsif ($mode eq 'oom') {
@@ -1415,7 +1415,9 @@ sub _deliver
 {
     my ($self, $pair, $bytes, $mode, $select, $by) = @_;
 
-    return if $mode eq 'hang';
+    # A connection that swallowed something stays so: its later replies would be taken for the missing ones.
+    $pair->{hung} = 1 if $mode eq 'hang';
+    return if $pair->{hung};
     if ($mode eq 'rst') {
         syswrite $pair->{client}, substr $bytes, 0, length($bytes) / 2;
         setsockopt $pair->{client}, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0);
