@@ -12,6 +12,7 @@ $t->pg_start;
 
 second($t, 'b', roles => ['clicks'], conf => \%quick);
 $t->daemon_start(roles => ['clicks'], conf => { %quick, run => { claim_idle => '10s', roles => 'clicks' } });
+$t->wait_until('both', sub { $t->daemon_log =~ /clicks: works/ && $t->slurp($t->path('b.log')) =~ /clicks: works/ });
 my @made;
 my $held = 0;
 for my $round (1 .. 6) {
