@@ -42,7 +42,7 @@
 #define SEGMENT_VERSION      1
 #define SEGMENT_HEADER_BYTES 4096
 #define SEGMENT_FIELDS_BYTES 64
-#define SEGMENT_MAX          (64L * 1024 * 1024)
+#define SEGMENT_MAX          ((off_t) 64 * 1024 * 1024)
 #define SEARCH_FACTOR        16                /* bytes checked in a search, for each of the file */
 #define YEAR_10000_MS        253402300800000LL /* where RFC 3339 ends */
 #define ENTRIES_A_READ       16
