@@ -118,7 +118,7 @@ $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(PROTOCOL_ASAN)
 	$(CC) $(CFLAGS) $(ASAN) $< $(PROTOCOL_ASAN) -lcrypto -lcmocka -o $@
 
 # The parts of the module that need nginx's headers, but no request.
-NGINX_CFLAGS = -std=gnu11 -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules event/quic os/unix http \
+NGINX_CFLAGS = -std=gnu11 -D_GNU_SOURCE -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules event/quic os/unix http \
     http/modules http/v2 http/v3) -I$(BUILD)/nginx -I. -Iprotocol
 MODULE_UNITS := agents_test fraud_test event
 

@@ -1,5 +1,5 @@
-/* Events: times by RFC 3339, nesting, and every rule of every field, with the pointer and the number
- * of its errors. */
+/* Events: times by RFC 3339, nesting, and every rule of every field, with the pointer and the
+ * number of its errors. */
 
 #include "unit.h"
 
@@ -76,9 +76,10 @@ accepted(void **state)
     size_t size;
 
     (void) state;
-    assert_int_equal(read_event(FULL ",'occurred_at':'2025-11-24T18:30:00.25+05:45','customer':'new',"
-                                     "'reason':'ok','items':[{'sku':'S','category':'c','quantity':2,"
-                                     "'amount':'600.25'},{'category':'d','amount':'0'}]}"),
+    assert_int_equal(
+        read_event(FULL ",'occurred_at':'2025-11-24T18:30:00.25+05:45','customer':'new',"
+                        "'reason':'ok','items':[{'sku':'S','category':'c','quantity':2,"
+                        "'amount':'600.25'},{'category':'d','amount':'0'}]}"),
         NGX_HTTP_AFFILIATE_EVENT_OK);
     assert_int_equal(conversion.merchant_id, MERCHANT);
     assert_int_equal(conversion.status, AFF_STATUS_APPROVED);
@@ -163,8 +164,7 @@ refused(void **state)
     }
 
     /* Where items are not taken, they are a field like any unknown one. */
-    assert_int_equal(
-        read_click(FULL ",'items':[]}", "", false), NGX_HTTP_AFFILIATE_EVENT_INVALID);
+    assert_int_equal(read_click(FULL ",'items':[]}", "", false), NGX_HTTP_AFFILIATE_EVENT_INVALID);
     assert_string_equal(errors.error[0].pointer, "/events/3/items");
     assert_string_equal(errors.error[0].detail, "is not a known field");
 }
@@ -225,7 +225,8 @@ clicks(void **state)
         read_click(HEAD "'status':'cancelled'}", click, true), NGX_HTTP_AFFILIATE_EVENT_OK);
 
     /* Fields come first. */
-    assert_int_equal(read_click(HEAD "'status':'x'}", "bad", true), NGX_HTTP_AFFILIATE_EVENT_INVALID);
+    assert_int_equal(
+        read_click(HEAD "'status':'x'}", "bad", true), NGX_HTTP_AFFILIATE_EVENT_INVALID);
 }
 
 static void
