@@ -216,8 +216,7 @@ one_person(void **state)
     struct request *q = new_request();
 
     (void) state;
-    q->r.headers_in.referer =
-        add_header(q, "Referer", "https://blog.example/post/1?secret=1#part");
+    q->r.headers_in.referer = add_header(q, "Referer", "https://blog.example/post/1?secret=1#part");
     judge(q);
 
     assert_int_equal(q->click.verdict, AFF_VERDICT_VALID);
@@ -305,8 +304,8 @@ together(void **state)
     q->r.method = NGX_HTTP_HEAD;
     q->r.headers_in.user_agent = NULL;
     judge(q);
-    assert_int_equal(q->click.reasons,
-        AFF_REASON_NOT_NAVIGATION | AFF_REASON_HEAD | AFF_REASON_EMPTY_AGENT);
+    assert_int_equal(
+        q->click.reasons, AFF_REASON_NOT_NAVIGATION | AFF_REASON_HEAD | AFF_REASON_EMPTY_AGENT);
     assert_int_equal(q->click.verdict, AFF_VERDICT_BOT);
     assert_int_equal(q->click.user_agent.len, 0);
     free_request(q);
@@ -566,8 +565,8 @@ hammer(void *data)
     for (uint64_t i = 0; i < ROUNDS; i++) {
         uint64_t hash = aff_siphash(h->tables->key, &i, sizeof(i));
 
-        h->first += !ngx_http_affiliate_fraud_repeated(
-            h->tables, &h->tables->visitors, hash, 60000);
+        h->first +=
+            !ngx_http_affiliate_fraud_repeated(h->tables, &h->tables->visitors, hash, 60000);
         h->over += ngx_http_affiliate_fraud_rate(h->tables, &h->tables->links, 42, 60, 9999);
     }
 
@@ -635,10 +634,20 @@ static void
 rate_directive(void **state)
 {
     static const char *const wrong[][2] = {
-        {"rate=", NULL}, {"rate=r/s", NULL}, {"rate=0r/s", NULL}, {"rate=10", NULL},
-        {"rate=10r/h", NULL}, {"rate=-1r/s", NULL}, {"rate=10001r/s", NULL}, {"burst=5", NULL},
-        {"rate=1r/s", "burst=x"}, {"rate=1r/s", "rate=2r/s"}, {"rate=1r/s", "nodelay"},
-        {"on", NULL}, {"rate=1r/s", "burst=1000001"}, {"rate=1r/s", "off"},
+        {"rate=", NULL},
+        {"rate=r/s", NULL},
+        {"rate=0r/s", NULL},
+        {"rate=10", NULL},
+        {"rate=10r/h", NULL},
+        {"rate=-1r/s", NULL},
+        {"rate=10001r/s", NULL},
+        {"burst=5", NULL},
+        {"rate=1r/s", "burst=x"},
+        {"rate=1r/s", "rate=2r/s"},
+        {"rate=1r/s", "nodelay"},
+        {"on", NULL},
+        {"rate=1r/s", "burst=1000001"},
+        {"rate=1r/s", "off"},
     };
     ngx_http_affiliate_fraud_conf_t conf;
     ngx_http_affiliate_fraud_conf_t child;
