@@ -427,7 +427,7 @@ create table affiliate.transfer (
     created_at      timestamptz not null default now(),
     livemode        boolean not null,
     currency        text not null,
-    primary key (merchant_id, cause_kind, cause_id, cause_revision, code),
+    primary key (merchant_id, cause_id, cause_kind, cause_revision, code),
     check (debit_account <> credit_account)
 ) with (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 

@@ -11,7 +11,7 @@
 --
 -- Statements work on whole batches. They read the big tables by laterals that can only be index look-ups, join what is
 -- in the batch by hashes, and the settings pinned on the functions keep a plan that was made when the tables were small
--- from being a bad one when they have grown. Where a subquery ends in offset 0, the next level sees columns instead of
+-- from being a bad one when they have grown. What is sorted has the keys in front, where comparing finds them at once. Where a subquery ends in offset 0, the next level sees columns instead of
 -- expressions: then the functions of money are inlined, which costs a tenth of calling them.
 
 -- Creates this session's work tables.
@@ -25,6 +25,13 @@ begin
         return;
     end if;
 
+    -- A batch's work tables fit, so that they are never written out. Only a session's first use of a temporary table may say so.
+    begin
+        perform set_config('temp_buffers', '64MB', false);
+    exception when invalid_parameter_value then
+        null;
+    end;
+
     create temp table waiting_due (
         place tid, merchant_id bigint, livemode boolean, order_id text collate "C", conversion_id bigint,
         arrived boolean, mine boolean, elsewhere boolean, over boolean,
@@ -33,10 +40,10 @@ begin
 
     -- Conversions that a batch has added, and records of it that were none.
     create temp table conversion_new (
-        merchant_id bigint, livemode boolean, status smallint, customer smallint, verdict smallint, waiting boolean,
-        refunding boolean, record integer, sequence integer, spool_id bigint, segment bigint, conversion_id bigint,
-        effective_at timestamptz, clicked_at timestamptz, click_id uuid, link_id bigint, campaign_id bigint,
-        affiliate_id bigint, amount_minor bigint, order_id text collate "C", click_problem text, currency text,
+        merchant_id bigint, livemode boolean, order_id text collate "C", status smallint, customer smallint,
+        waiting boolean, refunding boolean, record integer, sequence integer, spool_id bigint, segment bigint,
+        conversion_id bigint, effective_at timestamptz, clicked_at timestamptz, click_id uuid, verdict smallint,
+        link_id bigint, campaign_id bigint, affiliate_id bigint, amount_minor bigint, click_problem text, currency text,
         item_sku text[], item_category text[], item_quantity integer[], item_amount bigint[]
     ) on commit delete rows;
 
@@ -532,18 +539,18 @@ begin
       from pg_temp.order_decided;
 
     insert into affiliate.order_fact
-           (merchant_id, livemode, has_report, other_click, refund_currency, verdict, customer, revision,
+           (merchant_id, livemode, order_id, has_report, other_click, refund_currency, verdict, customer, revision,
             order_no, reported_at, clicked_at, approved_at, cancelled_at, returned_at, click_id, link_id,
             campaign_id, affiliate_id, terms_id, amount_minor, refunded_minor, posted_affiliate_id,
             posted_commission_minor, posted_fee_minor, posted_payable, inactive, click_problem, currency,
             posted_currency, outcome, problem, review_decision, review_reason, reviewed_at, item_numerator,
-            item_denominator, hold_until, order_id)
-    select d.merchant_id, d.livemode, d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
+            item_denominator, hold_until)
+    select d.merchant_id, d.livemode, d.order_id, d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
            d.revision, d.order_no, d.reported_at, d.clicked_at, d.approved_at, d.cancelled_at, d.returned_at,
            d.click_id, d.link_id, d.campaign_id, d.affiliate_id, d.terms_id, d.amount_minor, d.refunded_minor,
            d.posted_affiliate_id, d.posted_commission_minor, d.posted_fee_minor, d.posted_payable, d.inactive,
            d.click_problem, d.currency, d.posted_currency, d.outcome, d.problem, d.review_decision,
-           d.review_reason, d.reviewed_at, d.item_numerator, d.item_denominator, d.hold_until, d.order_id
+           d.review_reason, d.reviewed_at, d.item_numerator, d.item_denominator, d.hold_until
       from pg_temp.order_decided d
      order by d.merchant_id, d.livemode, d.order_id
         on conflict (merchant_id, livemode, order_id) do nothing;

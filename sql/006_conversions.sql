@@ -115,13 +115,13 @@ begin
     ),
     added as (
         insert into affiliate.conversion
-              (conversion_id, merchant_id, livemode, source, position, status, customer, waiting,
+              (merchant_id, livemode, idempotency_key, position, conversion_id, source, status, customer, waiting,
                received_at, occurred_at, effective_at, clicked_at,
                spool_id, segment, sequence, record, click_id, link_id, campaign_id, affiliate_id, verdict, click_problem,
-               amount_minor, currency, order_id, idempotency_key, body_hash, refund_key, key_id, reason,
+               amount_minor, currency, order_id, body_hash, refund_key, key_id, reason,
                item_sku, item_category, item_quantity, item_amount)
-        select nextval('affiliate.conversion_id_seq'),
-               m.merchant_id, m.livemode, m.source, m.position, m.status, m.customer, m.click_problem is not distinct from 'waits',
+        select m.merchant_id, m.livemode, m.idempotency_key, m.position, nextval('affiliate.conversion_id_seq'),
+               m.source, m.status, m.customer, m.click_problem is not distinct from 'waits',
                m.received_at, m.occurred_at,
                affiliate.effective_time(m.occurred_at, m.received_at, m.clicked_at), m.clicked_at,
                m.spool_id, m.segment, m.sequence, m.record, m.click_id,
@@ -130,16 +130,16 @@ begin
                case when m.click_problem is null then m.affiliate_id end,
                case when m.click_problem is null then m.verdict end,
                nullif(m.click_problem, 'waits'),
-               m.amount_minor, m.currency, m.order_id, m.idempotency_key, m.body_hash,
+               m.amount_minor, m.currency, m.order_id, m.body_hash,
                case when m.status in (4, 5) and m.amount_minor is not null
                     then coalesce('r:' || m.refund_id, 'e:' || m.idempotency_key || ':' || m.position) end,
                m.key_id, m.reason, m.item_sku, m.item_category, m.item_quantity, m.item_amount
           from matched m
          order by m.merchant_id, m.livemode, m.idempotency_key, m.position, m.spool_id, m.segment, m.sequence, m.record
             on conflict (merchant_id, livemode, idempotency_key, position) do nothing
-        returning merchant_id, livemode, status, customer, verdict, waiting, refund_key is not null, record, sequence,
-                  spool_id, segment, conversion_id, effective_at, clicked_at, click_id, link_id, campaign_id,
-                  affiliate_id, amount_minor, order_id, click_problem, currency,
+        returning merchant_id, livemode, order_id, status, customer, waiting, refund_key is not null, record, sequence,
+                  spool_id, segment, conversion_id, effective_at, clicked_at, click_id, verdict, link_id, campaign_id,
+                  affiliate_id, amount_minor, click_problem, currency,
                   item_sku, item_category, item_quantity, item_amount
     )
     insert into pg_temp.conversion_new

@@ -12,6 +12,7 @@
 \if :{?batch} \else \set batch 10000 \endif
 \if :{?merchants} \else \set merchants 50 \endif
 set client_min_messages = warning;
+set temp_buffers = '64MB';
 select set_config('bench.run', to_char(now(), 'YYYYMMDDHH24MISS'), false), set_config('bench.orders', :'orders', false), set_config('bench.batch', :'batch', false),
        set_config('bench.merchants', :'merchants', false) \g /dev/null
 select * from affiliate.maintain_partitions(2, 0) \g /dev/null

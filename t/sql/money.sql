@@ -2,11 +2,22 @@
 
 \ir support/fixture.psql
 
-select plan(30);
+select plan(32);
 
 select is(affiliate.half_even(n, d), r::bigint, format('%s / %s = %s', n, d, r))
   from (values (0, 2, 0), (1, 2, 0), (3, 2, 2), (5, 2, 2), (7, 2, 4), (1, 3, 0), (2, 3, 1), (10, 4, 2), (14, 4, 4),
                (9999, 10000, 1), (5000, 10000, 0), (15000, 10000, 2), (25000, 10000, 2), (25001, 10000, 3)) as t(n, d, r);
+select is_empty($$
+    select a, p
+      from generate_series(0, 20100, 3) a, unnest('{0,1,3,50,333,825,5000,9999,10000}'::integer[]) p
+     where affiliate.basis_points_of(a, p) <> affiliate.half_even(a::numeric * p, 10000) $$,
+    'basis points in integers are the same as half_even');
+select is_empty($$
+    select a, p
+      from unnest('{99999999999999999,99999999999995000,99999999999985000,12345678901234567}'::bigint[]) a,
+           generate_series(0, 10000, 7) p
+     where affiliate.basis_points_of(a, p) <> affiliate.half_even(a::numeric * p, 10000) $$,
+    'up to the greatest amount, without overflow');
 select is(affiliate.half_even(99999999999999999::numeric * 10000, 10000), 99999999999999999,
     'the greatest amount at 100 % is itself');
 
