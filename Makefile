@@ -37,7 +37,7 @@ FUZZERS  := $(filter-out replay make_seeds,$(patsubst t/fuzz/%.c,%,$(wildcard t/
 REPLAYS  := $(FUZZERS:%=$(BUILD)/t/replay/%)
 TOOLS    := $(patsubst t/lib/%.c,$(BUILD)/t/lib/%,$(wildcard t/lib/*.c))
 
-.PHONY: all test check-build bench asan tsan lint format fuzz install clean tests
+.PHONY: all test bench asan tsan lint format fuzz install clean tests
 
 all: $(MODULE) $(DAEMON)
 

@@ -59,7 +59,6 @@ typedef struct {
     ngx_uint_t                           status_format;
     ngx_int_t                            request_id;  /* variable's index */
     ngx_str_t                            handler;    /* the directive */
-    unsigned                             batch:1;
 } ngx_http_affiliate_loc_conf_t;
 
 

@@ -969,7 +969,6 @@ ngx_http_affiliate_create_loc_conf(ngx_conf_t *cf)
      *     alcf->handler = { 0, NULL };
      *     alcf->status_format = 0;
      *     alcf->request_id = 0;
-     *     alcf->batch = 0;
      */
 
     alcf->lookup_timeout = NGX_CONF_UNSET_MSEC;
