@@ -56,7 +56,7 @@ begin
     ) on commit delete rows;
 
     create temp table order_known (
-        place tid, merchant_id bigint, livemode boolean, order_id text collate "C",
+        merchant_id bigint, livemode boolean, order_id text collate "C",
         order_no bigint, revision integer, hold_until timestamptz,
         posted_affiliate_id bigint, posted_commission_minor bigint, posted_fee_minor bigint,
         posted_payable boolean, posted_currency text,
@@ -65,15 +65,11 @@ begin
 
     create temp table order_held (hold tid) on commit delete rows;
 
-    create temp table order_decided (
-        like affiliate.order_fact,
-        place tid, partial boolean, old_payable boolean, old_affiliate_id bigint, old_commission_minor bigint,
-        old_fee_minor bigint, old_currency text
-    ) on commit delete rows;
-
+    -- What each decided order means for the ledger: by how much its money differs from what is posted, and what is to be held.
     create temp table move (
         merchant_id bigint, order_no bigint, affiliate_id bigint, commission_minor bigint, fee_minor bigint,
-        revision integer, livemode boolean, payable boolean, currency text
+        held_commission_minor bigint, held_fee_minor bigint, revision integer, livemode boolean, payable boolean,
+        hold_until timestamptz, currency text, outcome text, order_id text collate "C"
     ) on commit delete rows;
 
     create temp table account_change (
@@ -273,7 +269,7 @@ end
 $$;
 
 -- Locks the orders in pg_temp.order_touched and their holds, and fills order_known. The holds are a statement of their
--- own: after waiting for a release in progress, the next statement sees what it did.
+-- own: after waiting for a release in progress, the next statement sees what it did, and that the money is payable by it.
 create function affiliate.lock_orders()
 returns void
 language plpgsql volatile
@@ -287,7 +283,7 @@ begin
     perform affiliate.work_clear('order_known', 'order_held');
 
     insert into pg_temp.order_known
-    select o.place, t.merchant_id, t.livemode, t.order_id,
+    select t.merchant_id, t.livemode, t.order_id,
            o.order_no, o.revision, o.hold_until,
            o.posted_affiliate_id, o.posted_commission_minor, o.posted_fee_minor,
            o.posted_payable, o.posted_currency,
@@ -296,7 +292,7 @@ begin
               from pg_temp.order_touched
              order by merchant_id, livemode, order_id) t
      cross join lateral (
-               select f.*, f.ctid as place
+               select f.*
                  from affiliate.order_fact f
                 where f.merchant_id = t.merchant_id
                   and f.livemode = t.livemode
@@ -318,12 +314,22 @@ begin
                   and h.order_no = k.order_no
                   for update
            ) h;
+
+    update pg_temp.order_known k
+       set posted_payable = true
+     where (select true
+              from affiliate.release_item r
+             where r.merchant_id = k.merchant_id
+               and r.order_no = k.order_no
+               and r.revision = k.revision
+             limit 1);
 end
 $$;
 
--- Adds to order_decided: what is known of each order, whether it counts, what is due. Of the orders in order_known (p_known), merged
--- from all their conversions; else of those in pg_temp.conversion_new that are new, by their one event. A new order that has
--- several events is partial: it is worth nothing until it is decided as a known one.
+-- Decides what is known of each order, whether it counts, and what is due; writes that to order_fact, and what follows for the
+-- ledger to pg_temp.move. Of the orders in order_known (p_known), merged from all their conversions; else of those in
+-- pg_temp.conversion_new that are new, by their one event. Of new orders, those that somebody else inserts meanwhile are left
+-- out; one that has several events (order_touched) is partial: inserted, but worth nothing until it is decided as a known one.
 create function affiliate.decide_orders(p_known boolean)
 returns void
 language plpgsql volatile
@@ -336,40 +342,22 @@ set work_mem = '64MB'
 set jit = off
 as $$
 begin
-    insert into pg_temp.order_decided
-          (merchant_id, livemode, order_id, order_no, revision, place, partial,
-           has_report, other_click, refund_currency, verdict, customer,
-           reported_at, clicked_at, approved_at, cancelled_at, returned_at,
-           click_id, link_id, campaign_id, affiliate_id, terms_id,
-           amount_minor, currency, refunded_minor, inactive, click_problem,
-           outcome, problem, review_decision, review_reason, reviewed_at,
-           item_numerator, item_denominator,
-           posted_affiliate_id, posted_commission_minor, posted_fee_minor, posted_payable, posted_currency,
-           old_affiliate_id, old_commission_minor, old_fee_minor, old_payable, old_currency, hold_until)
-    with fact as materialized (
-        select k.merchant_id, k.livemode, k.order_id, k.order_no, k.place, false as partial, k.revision,
-               k.posted_affiliate_id, k.posted_commission_minor, k.posted_fee_minor, k.posted_payable,
-               k.posted_currency, coalesce(r.released, false) as released,
+    with merged as materialized (
+        select k.merchant_id, k.livemode, k.order_id, k.order_no, false as partial, k.revision, k.posted_payable,
                k.review_decision, k.review_reason, k.reviewed_at,
                coalesce(f.campaign_id, 0) as campaign_key, coalesce(f.affiliate_id, 0) as affiliate_key,
                f.*
           from pg_temp.order_known k
          cross join lateral affiliate.order_facts(k.merchant_id, k.livemode, k.order_id) f
-          left join lateral (
-                   select true as released
-                     from affiliate.release_item r
-                    where r.merchant_id = k.merchant_id
-                      and r.order_no = k.order_no
-                      and r.revision = k.revision
-                   offset 0
-               ) r on true
          where p_known
+    ),
+    fact as (
+        select *
+          from merged
         union all
-        select e.merchant_id, e.livemode, e.order_id, nextval('affiliate.order_no_seq'), null, e.events > 1,
-               case when e.events > 1 then -1 else 0 end,
-               null, 0, 0, false,
-               null, false,
-               null, null, null,
+        select e.merchant_id, e.livemode, e.order_id, null, t.events is not null,
+               case when t.events is null then 0 else -1 end,
+               false, null, null, null,
                coalesce(e.campaign_id, 0), coalesce(e.affiliate_id, 0),
                e.effective_at, e.status in (1, 2), false, e.customer,
                case e.status when 2 then e.effective_at end,
@@ -381,37 +369,37 @@ begin
                e.item_sku, e.item_category, e.item_quantity, e.item_amount,
                case when e.refunding then e.amount_minor else 0 end,
                false
-          from (select e.*,
-                       count(*) over same_order as events,
-                       row_number() over same_order as nth
-                  from pg_temp.conversion_new e
-                  left join lateral (
-                           select true as known
-                             from affiliate.order_fact o
-                            where o.merchant_id = e.merchant_id
-                              and o.livemode = e.livemode
-                              and o.order_id = e.order_id
-                           offset 0
-                       ) o on true
-                 where not p_known
-                   and not e.waiting
-                   and o.known is null
-                window same_order as (partition by e.merchant_id, e.livemode, e.order_id)) e
-         where e.nth = 1
+          from pg_temp.conversion_new e
+          left join lateral (
+                   select true as known
+                     from affiliate.order_fact o
+                    where o.merchant_id = e.merchant_id
+                      and o.livemode = e.livemode
+                      and o.order_id = e.order_id
+                   offset 0
+               ) o on true
+          left join pg_temp.order_touched t
+            on t.merchant_id = e.merchant_id and t.livemode = e.livemode and t.order_id = e.order_id
+         where not p_known
+           and not e.waiting
+           and not coalesce(o.known, false)
     ),
-    -- Who and what the orders are about, once each; with every version of the terms, and none before the first.
+    -- Who and what the orders are about, once each; with every version of the terms. The first one's time begins with all time:
+    -- who clicked before it was valid has no terms, but a campaign.
     ground as (
         select p.merchant_id, p.campaign_key, p.affiliate_key,
                m.suspended as merchant_suspended, c.suspended as campaign_suspended, a.suspended as affiliate_suspended,
                c.currency as campaign_currency,
                t.terms_id, t.rate_basis_points, t.rate_flat_minor, t.fee_basis_points, t.fee_flat_minor, t.hold,
-               t.attribution_window, t.minimum_click_to_order, t.version,
-               coalesce(t.valid_from, '-infinity') as valid_from,
-               lead(t.valid_from, 1, 'infinity') over (
-                   partition by p.merchant_id, p.campaign_key, p.affiliate_key
-                       order by t.valid_from nulls first) as valid_until
-          from (select distinct f.merchant_id, f.campaign_key, f.affiliate_key
-                  from fact f) p
+               t.attribution_window, t.minimum_click_to_order, t.version, t.valid_from,
+               case when lag(t.valid_from) over versions is null then '-infinity' else t.valid_from end as applies_from,
+               lead(t.valid_from, 1, 'infinity') over versions as applies_until
+          from (select f.merchant_id, f.campaign_key, f.affiliate_key
+                  from merged f
+                 union
+                select e.merchant_id, coalesce(e.campaign_id, 0), coalesce(e.affiliate_id, 0)
+                  from pg_temp.conversion_new e
+                 where not p_known) p
           left join lateral (
                    select m.suspended
                      from affiliate.merchant m
@@ -430,17 +418,18 @@ begin
                     where a.affiliate_id = p.affiliate_key
                    offset 0
                ) a on true
-         cross join lateral (
+          left join lateral (
                    select t.*, t as version
                      from affiliate.terms t
                     where t.merchant_id = p.merchant_id and t.campaign_id = p.campaign_key
-                    union all
-                   select (null::affiliate.terms).*, null::affiliate.terms
-               ) t
+                   offset 0
+               ) t on true
+        window versions as (partition by p.merchant_id, p.campaign_key, p.affiliate_key order by t.valid_from)
     ),
     judged as (
         select f.*,
-               g.terms_id, g.rate_basis_points, g.rate_flat_minor, g.fee_basis_points, g.fee_flat_minor, g.hold,
+               case when f.clicked_at >= g.valid_from then g.terms_id end as terms_id,
+               g.rate_basis_points, g.rate_flat_minor, g.fee_basis_points, g.fee_flat_minor, g.hold,
                g.attribution_window, g.minimum_click_to_order, g.version, g.campaign_currency,
                case
                    when g.merchant_suspended @> f.reported_at then 'inactive_merchant'
@@ -451,7 +440,7 @@ begin
           join ground g
             on g.merchant_id = f.merchant_id and g.campaign_key = f.campaign_key
            and g.affiliate_key = f.affiliate_key
-           and f.clicked_at >= g.valid_from and f.clicked_at < g.valid_until
+           and f.clicked_at >= g.applies_from and f.clicked_at < g.applies_until
         offset 0
     ),
     weighed as (
@@ -495,113 +484,92 @@ begin
         offset 0
     ),
     due as (
-        select e.*,
+        select distinct on (e.merchant_id, e.livemode, e.order_id)
+               e.merchant_id, e.livemode, e.order_id, e.order_no, e.revision,
+               e.has_report, e.other_click, e.refund_currency, e.verdict, e.customer,
+               e.reported_at, e.clicked_at, e.approved_at, e.cancelled_at, e.returned_at,
+               e.click_id, e.link_id, e.campaign_id, e.affiliate_id, e.terms_id,
+               e.amount_minor, e.currency, e.refunded_minor, e.inactive, e.click_problem,
+               e.outcome, e.problem, e.review_decision, e.review_reason, e.reviewed_at,
+               e.numerator, e.denominator, e.hold, e.campaign_currency, e.commission,
                affiliate.fee_minor(
                    e.commission, e.kept, e.amount_minor, e.fee_basis_points, e.fee_flat_minor, e.void) as fee,
-               (e.posted_payable or e.released) and e.outcome <> 'review' as payable
+               e.posted_payable and e.outcome <> 'review' as payable
           from earned e
+         order by e.merchant_id, e.livemode, e.order_id
+    ),
+    decided as (
+        insert into affiliate.order_fact
+              (merchant_id, livemode, order_id, order_no, revision,
+               has_report, other_click, refund_currency, verdict, customer,
+               reported_at, clicked_at, approved_at, cancelled_at, returned_at,
+               click_id, link_id, campaign_id, affiliate_id, terms_id,
+               amount_minor, currency, refunded_minor, inactive, click_problem,
+               outcome, problem, review_decision, review_reason, reviewed_at,
+               item_numerator, item_denominator,
+               posted_affiliate_id, posted_commission_minor, posted_fee_minor, posted_payable, posted_currency, hold_until)
+        select d.merchant_id, d.livemode, d.order_id,
+               coalesce(d.order_no, nextval('affiliate.order_no_seq')), d.revision + 1,
+               d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
+               d.reported_at, d.clicked_at, d.approved_at, d.cancelled_at, d.returned_at,
+               d.click_id, d.link_id, d.campaign_id, d.affiliate_id, d.terms_id,
+               d.amount_minor, d.currency, d.refunded_minor, d.inactive, d.click_problem,
+               d.outcome, d.problem, d.review_decision, d.review_reason, d.reviewed_at,
+               d.numerator, d.denominator,
+               d.affiliate_id, d.commission, d.fee, d.payable, d.campaign_currency,
+               case when d.outcome = 'accepted' and not d.payable and d.commission + d.fee > 0
+                    then d.approved_at + d.hold end
+          from due d
+            on conflict (merchant_id, livemode, order_id) do update
+           set (revision, has_report, other_click, refund_currency, verdict, customer, reported_at, clicked_at,
+                approved_at, cancelled_at, returned_at, click_id, link_id, campaign_id, affiliate_id, terms_id,
+                amount_minor, currency, refunded_minor, inactive, click_problem, outcome, problem,
+                item_numerator, item_denominator, posted_affiliate_id, posted_commission_minor, posted_fee_minor,
+                posted_payable, posted_currency, hold_until) =
+               row (excluded.revision, excluded.has_report, excluded.other_click, excluded.refund_currency, excluded.verdict,
+                excluded.customer, excluded.reported_at, excluded.clicked_at, excluded.approved_at, excluded.cancelled_at,
+                excluded.returned_at, excluded.click_id, excluded.link_id, excluded.campaign_id, excluded.affiliate_id,
+                excluded.terms_id, excluded.amount_minor, excluded.currency, excluded.refunded_minor, excluded.inactive,
+                excluded.click_problem, excluded.outcome, excluded.problem, excluded.item_numerator,
+                excluded.item_denominator, excluded.posted_affiliate_id, excluded.posted_commission_minor,
+                excluded.posted_fee_minor, excluded.posted_payable, excluded.posted_currency, excluded.hold_until)
+         where p_known
+        returning merchant_id, livemode, order_id, order_no, revision, posted_affiliate_id, posted_commission_minor,
+                  posted_fee_minor, posted_payable, posted_currency, hold_until, outcome
+    ),
+    -- Same affiliate, stage and currency: only the difference moves. Else everything does, back from where it was.
+    moved as (
+        select d.*,
+               coalesce(k.posted_commission_minor, 0) as old_commission_minor,
+               coalesce(k.posted_fee_minor, 0) as old_fee_minor,
+               k.posted_affiliate_id as old_affiliate_id, k.posted_payable as old_payable, k.posted_currency as old_currency,
+               (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
+               is not distinct from (k.posted_affiliate_id, k.posted_payable, k.posted_currency) as same
+          from decided d
+          left join pg_temp.order_known k
+            on p_known and k.merchant_id = d.merchant_id and k.order_no = d.order_no
+         where d.revision > 0
         offset 0
     )
-    select d.merchant_id, d.livemode, d.order_id, d.order_no, d.revision + 1, d.place, d.partial,
-           d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
-           d.reported_at, d.clicked_at, d.approved_at, d.cancelled_at, d.returned_at,
-           d.click_id, d.link_id, d.campaign_id, d.affiliate_id, d.terms_id,
-           d.amount_minor, d.currency, d.refunded_minor, d.inactive, d.click_problem,
-           d.outcome, d.problem, d.review_decision, d.review_reason, d.reviewed_at,
-           d.numerator, d.denominator,
-           d.affiliate_id, d.commission, d.fee, d.payable, d.campaign_currency,
-           d.posted_affiliate_id, d.posted_commission_minor, d.posted_fee_minor,
-           d.posted_payable or d.released, d.posted_currency,
-           case when d.outcome = 'accepted' and not d.payable and d.commission + d.fee > 0
-                then d.approved_at + d.hold end
-      from due d;
+    insert into pg_temp.move
+          (merchant_id, order_no, affiliate_id, commission_minor, fee_minor, held_commission_minor, held_fee_minor,
+           revision, livemode, payable, hold_until, currency, outcome, order_id)
+    select m.merchant_id, m.order_no, m.posted_affiliate_id,
+           m.posted_commission_minor - case when m.same then m.old_commission_minor else 0 end,
+           m.posted_fee_minor - case when m.same then m.old_fee_minor else 0 end,
+           m.posted_commission_minor, m.posted_fee_minor,
+           m.revision, m.livemode, m.posted_payable, m.hold_until, m.posted_currency, m.outcome, m.order_id
+      from moved m
+    union all
+    select m.merchant_id, m.order_no, m.old_affiliate_id, - m.old_commission_minor, - m.old_fee_minor, 0, 0,
+           m.revision, m.livemode, m.old_payable, null, m.old_currency, null, m.order_id
+      from moved m
+     where not m.same
+       and (m.old_commission_minor <> 0 or m.old_fee_minor <> 0);
 end
 $$;
 
--- Inserts the new orders in pg_temp.order_decided. Takes out of it those that somebody else has inserted meanwhile, and
--- those that are partial: they remain to be decided as known ones.
-create function affiliate.insert_decided()
-returns void
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
-set work_mem = '64MB'
-set jit = off
-as $$
-declare
-    wanted bigint;
-    whole bigint;
-    written bigint;
-begin
-    select count(*), count(*) filter (where not partial) into wanted, whole
-      from pg_temp.order_decided;
-
-    insert into affiliate.order_fact
-           (merchant_id, livemode, order_id, has_report, other_click, refund_currency, verdict, customer, revision,
-            order_no, reported_at, clicked_at, approved_at, cancelled_at, returned_at, click_id, link_id,
-            campaign_id, affiliate_id, terms_id, amount_minor, refunded_minor, posted_affiliate_id,
-            posted_commission_minor, posted_fee_minor, posted_payable, inactive, click_problem, currency,
-            posted_currency, outcome, problem, review_decision, review_reason, reviewed_at, item_numerator,
-            item_denominator, hold_until)
-    select d.merchant_id, d.livemode, d.order_id, d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
-           d.revision, d.order_no, d.reported_at, d.clicked_at, d.approved_at, d.cancelled_at, d.returned_at,
-           d.click_id, d.link_id, d.campaign_id, d.affiliate_id, d.terms_id, d.amount_minor, d.refunded_minor,
-           d.posted_affiliate_id, d.posted_commission_minor, d.posted_fee_minor, d.posted_payable, d.inactive,
-           d.click_problem, d.currency, d.posted_currency, d.outcome, d.problem, d.review_decision,
-           d.review_reason, d.reviewed_at, d.item_numerator, d.item_denominator, d.hold_until
-      from pg_temp.order_decided d
-     order by d.merchant_id, d.livemode, d.order_id
-        on conflict (merchant_id, livemode, order_id) do nothing;
-    get diagnostics written = row_count;
-
-    if written < wanted then
-        delete from pg_temp.order_decided d
-         where not exists (
-                   select
-                     from affiliate.order_fact o
-                    where o.merchant_id = d.merchant_id
-                      and o.order_no = d.order_no
-               );
-    end if;
-
-    if whole < wanted then
-        delete from pg_temp.order_decided
-         where partial;
-    end if;
-end
-$$;
-
--- Updates the known orders in pg_temp.order_decided. Those have a place; they are locked, so their places have not changed.
-create function affiliate.update_decided()
-returns void
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
-set jit = off
-as $$
-begin
-    update affiliate.order_fact o
-       set (has_report, other_click, refund_currency, verdict, customer, revision, reported_at, clicked_at,
-            approved_at, cancelled_at, returned_at, click_id, link_id, campaign_id, affiliate_id, terms_id,
-            amount_minor, refunded_minor, posted_affiliate_id, posted_commission_minor, posted_fee_minor,
-            posted_payable, inactive, click_problem, currency, posted_currency, outcome, problem,
-            item_numerator, item_denominator, hold_until) =
-           (d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer, d.revision, d.reported_at,
-            d.clicked_at, d.approved_at, d.cancelled_at, d.returned_at, d.click_id, d.link_id, d.campaign_id,
-            d.affiliate_id, d.terms_id, d.amount_minor, d.refunded_minor, d.posted_affiliate_id,
-            d.posted_commission_minor, d.posted_fee_minor, d.posted_payable, d.inactive, d.click_problem,
-            d.currency, d.posted_currency, d.outcome, d.problem, d.item_numerator, d.item_denominator,
-            d.hold_until)
-      from pg_temp.order_decided d
-     where o.ctid = d.place;
-end
-$$;
-
--- Turns the difference between what stands and what should stand into transfers, and sets the holds anew.
+-- Posts pg_temp.move and sets the holds anew.
 create function affiliate.post_orders()
 returns void
 language plpgsql volatile
@@ -612,30 +580,7 @@ set work_mem = '64MB'
 set jit = off
 as $$
 begin
-    perform affiliate.work_clear('move', 'account_change', 'account_changed');
-
-    -- Same affiliate, stage and currency: only the difference moves. Else everything does, back from where it was.
-    insert into pg_temp.move
-    select m.*
-      from (select d.merchant_id, d.order_no, d.posted_affiliate_id,
-                   d.posted_commission_minor - case when d.same then d.old_commission_minor else 0 end as commission_minor,
-                   d.posted_fee_minor - case when d.same then d.old_fee_minor else 0 end as fee_minor,
-                   d.revision, d.livemode, d.posted_payable, d.posted_currency
-              from (select d.*,
-                           (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
-                           is not distinct from (d.old_affiliate_id, d.old_payable, d.old_currency) as same
-                      from pg_temp.order_decided d
-                    offset 0) d) m
-     where m.commission_minor <> 0
-        or m.fee_minor <> 0
-    union all
-    select d.merchant_id, d.order_no, d.old_affiliate_id, - d.old_commission_minor, - d.old_fee_minor,
-           d.revision, d.livemode, d.old_payable, d.old_currency
-      from pg_temp.order_decided d
-     where (d.old_commission_minor <> 0 or d.old_fee_minor <> 0)
-       and (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
-           is distinct from (d.old_affiliate_id, d.old_payable, d.old_currency);
-
+    perform affiliate.work_clear('account_change', 'account_changed');
     perform affiliate.post_moves();
 
     -- The rows were locked by lock_orders(), so their places have not changed.
@@ -645,10 +590,10 @@ begin
 
     insert into affiliate.hold
            (merchant_id, order_no, due_at, affiliate_id, commission_minor, fee_minor, revision, livemode, currency)
-    select d.merchant_id, d.order_no, d.hold_until, d.posted_affiliate_id,
-           d.posted_commission_minor, d.posted_fee_minor, d.revision, d.livemode, d.posted_currency
-      from pg_temp.order_decided d
-     where d.hold_until is not null;
+    select m.merchant_id, m.order_no, m.hold_until, m.affiliate_id,
+           m.held_commission_minor, m.held_fee_minor, m.revision, m.livemode, m.currency
+      from pg_temp.move m
+     where m.hold_until is not null;
 end
 $$;
 
@@ -700,30 +645,21 @@ begin
           left join pg_temp.account_changed f
             on f.merchant_id = g.merchant_id and f.livemode = g.livemode and f.currency = g.currency
            and f.kind = case when g.payable then 'fee_earned' else 'fee_pending' end
-    ),
-    leg as (
-        select m.*, 1 as code, p.merchant as merchant_account, p.affiliate as account_id, m.commission_minor as amount
-          from pg_temp.move m
-          join place p
-            on p.merchant_id = m.merchant_id and p.affiliate_id = m.affiliate_id and p.payable = m.payable
-           and p.livemode = m.livemode and p.currency = m.currency
-         where m.commission_minor <> 0
-        union all
-        select m.*, 2, p.merchant, p.fee, m.fee_minor
-          from pg_temp.move m
-          join place p
-            on p.merchant_id = m.merchant_id and p.affiliate_id = m.affiliate_id and p.payable = m.payable
-           and p.livemode = m.livemode and p.currency = m.currency
-         where m.fee_minor <> 0
     )
     insert into affiliate.transfer
            (merchant_id, cause_id, cause_revision, cause_kind, code, debit_account, credit_account,
             amount_minor, livemode, currency)
-    select l.merchant_id, l.order_no, l.revision, 1, case when l.amount > 0 then l.code else l.code + 2 end,
-           case when l.amount > 0 then l.merchant_account else l.account_id end,
-           case when l.amount > 0 then l.account_id else l.merchant_account end,
-           abs(l.amount), l.livemode, l.currency
-      from leg l;
+    select m.merchant_id, m.order_no, m.revision, 1, case when leg.amount > 0 then leg.code else leg.code + 2 end,
+           case when leg.amount > 0 then p.merchant else leg.account_id end,
+           case when leg.amount > 0 then leg.account_id else p.merchant end,
+           abs(leg.amount), m.livemode, m.currency
+      from pg_temp.move m
+      join place p
+        on p.merchant_id = m.merchant_id and p.affiliate_id = m.affiliate_id and p.payable = m.payable
+       and p.livemode = m.livemode and p.currency = m.currency
+     cross join lateral (values (1, p.affiliate, m.commission_minor), (2, p.fee, m.fee_minor))
+           as leg(code, account_id, amount)
+     where leg.amount <> 0;
 end
 $$;
 
@@ -734,11 +670,10 @@ language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
-    perform affiliate.work_clear('order_decided');
+    perform affiliate.work_clear('move');
     perform affiliate.insert_touched();
     perform affiliate.lock_orders();
     perform affiliate.decide_orders(true);
-    perform affiliate.update_decided();
     perform affiliate.post_orders();
 end
 $$;

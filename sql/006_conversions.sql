@@ -94,8 +94,6 @@ begin
                            t.idempotency_key, t.body_hash, t.position, t.received_at, t.click_id, t.order_id,
                            t.status, t.customer, t.amount_minor, t.currency, t.item_quantity, t.item_amount) is null
                 offset 0) s
-          join known k
-            on k.merchant_id = s.merchant_id
           left join lateral (
                    select c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict
                      from affiliate.click c
@@ -103,14 +101,16 @@ begin
                       and c.merchant_id = s.merchant_id
                    offset 0
                ) c on true
-         where s.source <> 2
-            or (select true
-                  from affiliate.conversion x
-                 where x.merchant_id = s.merchant_id
-                   and x.livemode = s.livemode
-                   and x.idempotency_key = s.idempotency_key
-                   and x.body_hash <> s.body_hash
-                 limit 1) is null
+         -- Not a join: the merchants are hashed, few as they are, however many records the planner expects.
+         where (s.merchant_id in (select k.merchant_id from known k)) is true
+           and (s.source <> 2
+                or (select true
+                      from affiliate.conversion x
+                     where x.merchant_id = s.merchant_id
+                       and x.livemode = s.livemode
+                       and x.idempotency_key = s.idempotency_key
+                       and x.body_hash <> s.body_hash
+                     limit 1) is null)
         offset 0
     ),
     added as (
@@ -226,7 +226,7 @@ declare
 begin
     perform affiliate.conversion_stage();
     perform affiliate.fresh_plans();
-    perform affiliate.work_clear('conversion_new', 'record_left', 'order_touched', 'order_decided', 'order_held');
+    perform affiliate.work_clear('conversion_new', 'record_left', 'order_touched', 'order_held', 'move');
     perform affiliate.insert_conversions();
 
     select count(*) into staged from pg_temp.conversion_stage;
@@ -247,39 +247,50 @@ begin
          where e.waiting;
     end if;
 
+    insert into pg_temp.order_touched
+    select e.merchant_id, e.livemode, e.order_id, count(*)
+      from pg_temp.conversion_new e
+     where not e.waiting
+     group by e.merchant_id, e.livemode, e.order_id
+    having count(*) > 1;
+
     perform affiliate.decide_orders(false);
-    perform affiliate.insert_decided();
-    select count(*) into settled from pg_temp.order_decided;
+    select count(*) into settled from pg_temp.move;
 
     -- What was known before, or has several events here.
     if settled < applied then
         insert into pg_temp.order_touched
-        select e.merchant_id, e.livemode, e.order_id, count(*)
+        select e.merchant_id, e.livemode, e.order_id, 1
           from pg_temp.conversion_new e
          where not e.waiting
            and not exists (
                    select
-                     from pg_temp.order_decided d
-                    where d.merchant_id = e.merchant_id
-                      and d.livemode = e.livemode
-                      and d.order_id = e.order_id
+                     from pg_temp.move m
+                    where m.merchant_id = e.merchant_id
+                      and m.livemode = e.livemode
+                      and m.order_id = e.order_id
                )
-         group by e.merchant_id, e.livemode, e.order_id;
+           and not exists (
+                   select
+                     from pg_temp.order_touched t
+                    where t.merchant_id = e.merchant_id
+                      and t.livemode = e.livemode
+                      and t.order_id = e.order_id
+               );
 
         perform affiliate.lock_orders();
         perform affiliate.decide_orders(true);
-        perform affiliate.update_decided();
     end if;
 
     perform affiliate.post_orders();
 
-    select coalesce(sum(coalesce(t.events, 1)) filter (where d.outcome = 'accepted'), 0),
-           coalesce(sum(coalesce(t.events, 1)) filter (where d.outcome = 'review'), 0),
-           coalesce(sum(coalesce(t.events, 1)) filter (where d.outcome = 'rejected'), 0)
+    select coalesce(sum(coalesce(t.events, 1)) filter (where m.outcome = 'accepted'), 0),
+           coalesce(sum(coalesce(t.events, 1)) filter (where m.outcome = 'review'), 0),
+           coalesce(sum(coalesce(t.events, 1)) filter (where m.outcome = 'rejected'), 0)
       into accepted, review, rejected
-      from pg_temp.order_decided d
+      from pg_temp.move m
       left join pg_temp.order_touched t
-        on t.merchant_id = d.merchant_id and t.livemode = d.livemode and t.order_id = d.order_id;
+        on t.merchant_id = m.merchant_id and t.livemode = m.livemode and t.order_id = m.order_id;
 
     insert into affiliate.inbox as i (channel, spool_id, segment, sequence, records, conversions, duplicates)
     select 2, r.spool_id, r.segment, r.sequence, count(*), count(*) filter (where r.new), count(*) filter (where r.repeated)
