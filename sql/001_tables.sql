@@ -257,10 +257,11 @@ create table affiliate.conversion (
     item_amount     bigint[]
 ) with (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
+-- In the keys, the text comes before livemode: there its place in the entry is fixed, and few comparisons go on behind it.
 create unique index conversion_idempotency
-    on affiliate.conversion (merchant_id, livemode, idempotency_key, position);
+    on affiliate.conversion (merchant_id, idempotency_key, livemode, position);
 create index conversion_order
-    on affiliate.conversion (merchant_id, livemode, order_id);
+    on affiliate.conversion (merchant_id, order_id, livemode);
 
 comment on table affiliate.conversion is 'Every event that a merchant reported, once; with what money needs of its click. Written once; only a waiting one is completed when its click arrives';
 comment on column affiliate.conversion.effective_at is 'When it counts: occurred_at, unless that lies after received_at or before the click; then received_at';
@@ -301,6 +302,9 @@ create table affiliate.dead_letter (
 );
 
 create index dead_letter_batch on affiliate.dead_letter (channel, spool_id, segment, sequence);
+-- A batch that nobody can name is in no inbox: its entry and its bytes tell that it is here already.
+create unique index dead_letter_entry
+    on affiliate.dead_letter (channel, detail, sha256(payload)) where record is null and spool_id = 0;
 create index dead_letter_open on affiliate.dead_letter (dead_letter_id) where replayed_at is null;
 
 comment on table affiliate.dead_letter is 'Records that could not be applied, with the reason; the rest of their batch was';
@@ -350,7 +354,7 @@ create table affiliate.order_fact (
     item_denominator        numeric,
     hold_until              timestamptz,
     order_id                text collate "C" not null,
-    primary key (merchant_id, livemode, order_id)
+    primary key (merchant_id, order_id, livemode)
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
 create unique index order_fact_no on affiliate.order_fact (merchant_id, order_no);

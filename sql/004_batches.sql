@@ -28,6 +28,7 @@ as $$
      order by 1
 $$;
 
+-- Null if it is an entry that is there already: it was committed, but came again because its acknowledgement was lost.
 create function affiliate.dead_letter_add(
     p_channel smallint, p_spool bigint, p_segment bigint, p_sequence integer, p_record integer,
     p_reason text, p_detail text, p_payload bytea)
@@ -37,6 +38,7 @@ set search_path = pg_catalog, affiliate, pg_temp
 as $$
     insert into affiliate.dead_letter (channel, spool_id, segment, sequence, record, reason, detail, payload)
     values (p_channel, p_spool, p_segment, p_sequence, p_record, p_reason, p_detail, p_payload)
+        on conflict (channel, detail, sha256(payload)) where record is null and spool_id = 0 do nothing
     returning dead_letter_id
 $$;
 

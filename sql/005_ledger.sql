@@ -539,33 +539,33 @@ begin
     ),
     -- Same affiliate, stage and currency: only the difference moves. Else everything does, back from where it was.
     moved as (
-        select d.*,
-               coalesce(k.posted_commission_minor, 0) as old_commission_minor,
-               coalesce(k.posted_fee_minor, 0) as old_fee_minor,
-               k.posted_affiliate_id as old_affiliate_id, k.posted_payable as old_payable, k.posted_currency as old_currency,
-               (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
-               is not distinct from (k.posted_affiliate_id, k.posted_payable, k.posted_currency) as same
+        select d.*, k.posted_commission_minor as old_commission_minor, k.posted_fee_minor as old_fee_minor
           from decided d
           left join pg_temp.order_known k
             on p_known and k.merchant_id = d.merchant_id and k.order_no = d.order_no
+           and (k.posted_affiliate_id, k.posted_payable, k.posted_currency)
+               is not distinct from (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
          where d.revision > 0
-        offset 0
     )
     insert into pg_temp.move
           (merchant_id, order_no, affiliate_id, commission_minor, fee_minor, held_commission_minor, held_fee_minor,
            revision, livemode, payable, hold_until, currency, outcome, order_id)
     select m.merchant_id, m.order_no, m.posted_affiliate_id,
-           m.posted_commission_minor - case when m.same then m.old_commission_minor else 0 end,
-           m.posted_fee_minor - case when m.same then m.old_fee_minor else 0 end,
+           m.posted_commission_minor - coalesce(m.old_commission_minor, 0),
+           m.posted_fee_minor - coalesce(m.old_fee_minor, 0),
            m.posted_commission_minor, m.posted_fee_minor,
            m.revision, m.livemode, m.posted_payable, m.hold_until, m.posted_currency, m.outcome, m.order_id
       from moved m
     union all
-    select m.merchant_id, m.order_no, m.old_affiliate_id, - m.old_commission_minor, - m.old_fee_minor, 0, 0,
-           m.revision, m.livemode, m.old_payable, null, m.old_currency, null, m.order_id
-      from moved m
-     where not m.same
-       and (m.old_commission_minor <> 0 or m.old_fee_minor <> 0);
+    select d.merchant_id, d.order_no, k.posted_affiliate_id, - k.posted_commission_minor, - k.posted_fee_minor, 0, 0,
+           d.revision, d.livemode, k.posted_payable, null, k.posted_currency, null, d.order_id
+      from decided d
+      join pg_temp.order_known k
+        on k.merchant_id = d.merchant_id and k.order_no = d.order_no
+     where p_known
+       and (k.posted_affiliate_id, k.posted_payable, k.posted_currency)
+           is distinct from (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
+       and (k.posted_commission_minor <> 0 or k.posted_fee_minor <> 0);
 end
 $$;
 

@@ -561,10 +561,12 @@ static void
 stream_bury_junk(struct stream *stream, const struct entry *entries, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        char detail[64];
+        char detail[STREAM_DETAIL_MAX];
 
+        /* Names the entry: if it comes again, this is how PostgreSQL knows it. */
         if (entries[i].state == ENTRY_JUNK) {
-            snprintf(detail, sizeof(detail), "stream entry %.40s", entries[i].id);
+            snprintf(detail, sizeof(detail), "entry %.40s of %s", entries[i].id,
+                stream->keys[entries[i].stream]);
             stream_bury(stream, &entries[i], -1, entries[i].problem, detail, entries[i].data);
         }
     }

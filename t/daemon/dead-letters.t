@@ -129,4 +129,21 @@ drained($t);
 is(dead($t)->{refused}, 23, 'what is refused in another language is a dead letter, too');
 clicks_are($t, 298, 'and what comes behind it is applied');
 books_hold($t);
+# --- killed between the commit and the acknowledgement -----------------------------------------------------------------------
+
+# Entries that nobody can name are in no inbox. They come again as they were: the same id, the same bytes.
+my @junk = (['XADD', 'aff:clicks:0', '9999999999999-1', 'b', 'AFB1, but no batch'], ['XADD', 'aff:clicks:0', '9999999999999-2', 'other', 'field'],
+    ['XADD', 'aff:clicks:0', '9999999999999-3', 'b', 'AFB1, but no batch']);
+my $before = dead($t)->{malformed_batch};
+$t->redis(@$_) for @junk;
+drained($t);
+is(dead($t)->{malformed_batch}, $before + 3, 'each entry is a dead letter, also with the bytes of another');
+$t->daemon_stop;
+$t->redis('DEL', 'aff:clicks:0');
+$t->redis(@$_) for @junk;
+$t->daemon_start(roles => [qw(clicks conversions)], conf => { clicks => { threads => 1 } });
+$t->wait_until('the entries are read again', sub { value($t, 'clicks', 'unverified_entries_total') == 3 });
+drained($t);
+is(dead($t)->{malformed_batch}, $before + 3, 'an entry that was committed, but not acknowledged, is not recorded twice');
+
 done_testing();
