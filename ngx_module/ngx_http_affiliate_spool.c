@@ -2,22 +2,12 @@
 /*
  * Segment files.
  *
- * A segment is a file of fixed size in the spool directory: a page of header,
- * then frames (protocol/frame.h).  It is allocated in full before it is mapped
- * and never truncated, so a store into it can't find a page without a block.
- * The process that uses it holds its flock(); when that process dies, in
- * whatever way, the kernel drops the lock, and another worker adopts the file.
- * Names mean nothing and never change; the header says what a file is:
- *
- *    0  u64  "AFSPUSED", or "AFSPFREE": nothing in it matters any more
- *    8  u32  version of this layout
- *   12  u32  CRC-32C of bytes 16..64, begun with the version
- *   16  u64  channel
- *   24  u64  spool id
- *   32  u64  segment number
- *   40  u64  unix ms of its beginning
- *   48  u64  size of the file
- *   56  u64  zero
+ * A segment is a file of fixed size in the spool directory: a page of header
+ * (protocol/segment.h), then frames.  It is allocated in full before it is
+ * mapped and never truncated, so a store into it can't find a page without a
+ * block.  The process that uses it holds its flock(); when that process dies,
+ * in whatever way, the kernel drops the lock, and another worker adopts the
+ * file.  Names mean nothing and never change; the header says what a file is.
  *
  * Why kill -9 between any two instructions loses nothing that was committed,
  * and invents nothing: the pages belong to the kernel, so what the process has
@@ -73,19 +63,15 @@
 #include "ngx_http_affiliate_spool.h"
 #include "ngx_http_affiliate_status.h"
 #include "../protocol/bytes.h"
-#include "../protocol/crc32c.h"
+#include "../protocol/segment.h"
 
 
-#define NGX_HTTP_AFFILIATE_SPOOL_VERSION      1
-#define NGX_HTTP_AFFILIATE_SPOOL_HEADER       4096
-#define NGX_HTTP_AFFILIATE_SPOOL_FIELDS       64
 #define NGX_HTTP_AFFILIATE_SPOOL_BOUNDARY     24   /* a whole boundary frame */
 /* Kept free behind the records: a boundary, and the zero that ends a chain. */
 #define NGX_HTTP_AFFILIATE_SPOOL_RESERVE                                      \
     (NGX_HTTP_AFFILIATE_SPOOL_BOUNDARY + 8)
 
 #define NGX_HTTP_AFFILIATE_SPOOL_SEGMENT_MIN  (256 * 1024)
-#define NGX_HTTP_AFFILIATE_SPOOL_SEGMENT_MAX  (64 * 1024 * 1024)
 /* Batches a segment has at most: memory of 48 bytes each until it's released */
 #define NGX_HTTP_AFFILIATE_SPOOL_BATCHES      4096
 #define NGX_HTTP_AFFILIATE_SPOOL_BATCH_MAX    (AFF_BATCH_MAX / 2)
@@ -354,8 +340,6 @@ static char *ngx_http_affiliate_spool_parameter(ngx_conf_t *cf,
 
 
 static const char  ngx_http_affiliate_spool_no_room[] = "max_size";
-static const char  ngx_http_affiliate_spool_used_mark[] = "AFSPUSED";
-static const char  ngx_http_affiliate_spool_free_mark[] = "AFSPFREE";
 
 static ngx_http_affiliate_adopter_t  *ngx_http_affiliate_adopter;
 
@@ -721,7 +705,9 @@ ngx_http_affiliate_spool_release(ngx_http_affiliate_log_t *log,
      * allocated again where the file system copies on write.
      */
 
-    if (pwrite(seg->fd, ngx_http_affiliate_spool_free_mark, 8, 0) != 8) {
+    if (pwrite(seg->fd, AFF_SEGMENT_MARK_FREE, AFF_SEGMENT_MARK_BYTES, 0)
+        != AFF_SEGMENT_MARK_BYTES)
+    {
         seg->broken = 1;
     }
 
@@ -1102,26 +1088,16 @@ ngx_http_affiliate_spool_populate(ngx_http_affiliate_segment_t *seg)
 static void
 ngx_http_affiliate_spool_header(ngx_http_affiliate_segment_t *seg)
 {
-    u_char    *p;
-    uint64_t   mark;
+    struct aff_segment  header;
 
-    p = seg->map;
+    header.channel = (uint8_t) seg->channel;
+    header.spool_id = seg->spool_id;
+    header.number = seg->number;
+    header.made_ms = seg->made;
+    header.size = seg->size;
 
-    aff_store_le32(p + 8, NGX_HTTP_AFFILIATE_SPOOL_VERSION);
-    aff_store_le64(p + 16, (uint64_t) seg->channel);
-    aff_store_le64(p + 24, seg->spool_id);
-    aff_store_le64(p + 32, seg->number);
-    aff_store_le64(p + 40, seg->made);
-    aff_store_le64(p + 48, seg->size);
-    aff_store_le64(p + 56, 0);
-    aff_store_le32(p + 12,
-                   aff_crc32c(NGX_HTTP_AFFILIATE_SPOOL_VERSION, p + 16,
-                              NGX_HTTP_AFFILIATE_SPOOL_FIELDS - 16));
-
-    ngx_memzero(p + NGX_HTTP_AFFILIATE_SPOOL_HEADER, sizeof(uint64_t));
-
-    ngx_memcpy(&mark, ngx_http_affiliate_spool_used_mark, sizeof(mark));
-    __atomic_store_n((uint64_t *) (void *) p, mark, __ATOMIC_RELEASE);
+    ngx_memzero(seg->map + AFF_SEGMENT_FRAMES, sizeof(uint64_t));
+    aff_segment_seal(seg->map, &header);
 }
 
 
@@ -1271,7 +1247,7 @@ ngx_http_affiliate_spool_blank(ngx_http_affiliate_log_t *log)
     seg->made = ngx_http_affiliate_spool_now();
     seg->batches = batches;
     seg->capacity = NGX_HTTP_AFFILIATE_SPOOL_BATCHES;
-    seg->end = NGX_HTTP_AFFILIATE_SPOOL_HEADER;
+    seg->end = AFF_SEGMENT_FRAMES;
 
     return seg;
 }
@@ -1416,7 +1392,7 @@ ngx_http_affiliate_spool_rotate(ngx_http_affiliate_log_t *log)
     log->ready = NULL;
     log->active = seg;
     log->seed = seg->seed;
-    log->pos = seg->map + NGX_HTTP_AFFILIATE_SPOOL_HEADER;
+    log->pos = seg->map + AFF_SEGMENT_FRAMES;
     log->batch = log->pos;
     log->end = seg->map + seg->size - NGX_HTTP_AFFILIATE_SPOOL_RESERVE;
 
@@ -2460,7 +2436,7 @@ ngx_http_affiliate_adopt_try(ngx_http_affiliate_adopter_t *ad, int dir,
 
     ad->segment = seg;
     ad->state = NGX_HTTP_AFFILIATE_CHECK_WALK;
-    ad->at = NGX_HTTP_AFFILIATE_SPOOL_HEADER;
+    ad->at = AFF_SEGMENT_FRAMES;
     ad->first = ad->at;
     ad->records = 0;
 
@@ -2472,10 +2448,11 @@ static ngx_int_t
 ngx_http_affiliate_adopt_header(ngx_http_affiliate_adopter_t *ad, int dir,
     ngx_http_affiliate_segment_t *seg, struct stat *st)
 {
-    u_char      h[NGX_HTTP_AFFILIATE_SPOOL_FIELDS];
-    u_char      name[NGX_HTTP_AFFILIATE_SPOOL_PATH_LEN];
-    u_char      aside[NGX_HTTP_AFFILIATE_SPOOL_PATH_LEN];
-    uint64_t    channel, mark, first;
+    u_char              h[AFF_SEGMENT_HEADER_BYTES];
+    u_char              name[NGX_HTTP_AFFILIATE_SPOOL_PATH_LEN];
+    u_char              aside[NGX_HTTP_AFFILIATE_SPOOL_PATH_LEN];
+    uint64_t            first;
+    struct aff_segment  header;
 
     ngx_http_affiliate_spool_path(name, seg, NGX_HTTP_AFFILIATE_SPOOL_SUFFIX);
 
@@ -2487,19 +2464,21 @@ ngx_http_affiliate_adopt_header(ngx_http_affiliate_adopter_t *ad, int dir,
         goto corrupt;
     }
 
-    if (ngx_memcmp(h, ngx_http_affiliate_spool_free_mark, 8) == 0) {
+    switch (aff_segment_read(aff_slice(h, sizeof(h)), &header)) {
+
+    case AFF_SEGMENT_USED:
+        break;
+
+    case AFF_SEGMENT_FREE:
         goto empty;
-    }
 
-    ngx_memcpy(&mark, h, sizeof(mark));
+    case AFF_SEGMENT_BLANK:
 
-    if (mark == 0) {
         /* power was lost before its header; records are never before that */
 
         first = 1;
 
-        if (pread(seg->fd, &first, sizeof(first),
-                  NGX_HTTP_AFFILIATE_SPOOL_HEADER)
+        if (pread(seg->fd, &first, sizeof(first), AFF_SEGMENT_FRAMES)
             == (ssize_t) sizeof(first)
             && first == 0)
         {
@@ -2507,33 +2486,23 @@ ngx_http_affiliate_adopt_header(ngx_http_affiliate_adopter_t *ad, int dir,
         }
 
         goto corrupt;
-    }
 
-    if (ngx_memcmp(h, ngx_http_affiliate_spool_used_mark, 8) != 0) {
-        goto corrupt;
-    }
-
-    if (aff_load_le32(h + 8) != NGX_HTTP_AFFILIATE_SPOOL_VERSION) {
+    case AFF_SEGMENT_NEWER:
         goto alien;
-    }
 
-    channel = aff_load_le64(h + 16);
-
-    if (aff_load_le32(h + 12) != aff_crc32c(NGX_HTTP_AFFILIATE_SPOOL_VERSION,
-                                            h + 16, sizeof(h) - 16)
-        || aff_load_le64(h + 48) != (uint64_t) st->st_size
-        || st->st_size > NGX_HTTP_AFFILIATE_SPOOL_SEGMENT_MAX
-        || (channel != AFF_CHANNEL_CLICKS
-            && channel != AFF_CHANNEL_CONVERSIONS))
-    {
+    default: /* AFF_SEGMENT_FOREIGN, AFF_SEGMENT_CORRUPT */
         goto corrupt;
     }
 
-    seg->channel = (enum aff_channel) channel;
-    seg->spool_id = aff_load_le64(h + 24);
-    seg->number = aff_load_le64(h + 32);
-    seg->made = aff_load_le64(h + 40);
-    seg->size = (size_t) st->st_size;
+    if (header.size != (uint64_t) st->st_size) {
+        goto corrupt;
+    }
+
+    seg->channel = (enum aff_channel) header.channel;
+    seg->spool_id = header.spool_id;
+    seg->number = header.number;
+    seg->made = header.made_ms;
+    seg->size = (size_t) header.size;
     seg->seed = aff_frame_seed(seg->spool_id, seg->number);
     seg->sealed = 1;
 
@@ -2846,7 +2815,7 @@ ngx_http_affiliate_spool_parameter(ngx_conf_t *cf,
         size = ngx_parse_offset(&s);
 
         if (size < NGX_HTTP_AFFILIATE_SPOOL_SEGMENT_MIN
-            || size > NGX_HTTP_AFFILIATE_SPOOL_SEGMENT_MAX)
+            || size > AFF_SEGMENT_MAX)
         {
             ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                                "\"%V\" must be between 256k and 64m", value);

@@ -2,17 +2,7 @@
  * Two readers, of segment files and of stream entries, over one walk of frames.
  *
  * A segment is read into memory at once, which bounds it, and is never mapped: nginx may remove it
- * at any time. The layout of its header is the spool's (ngx_module/ngx_http_affiliate_spool.c):
- *
- *    0  u64  "AFSPUSED" or "AFSPFREE"
- *    8  u32  version
- *   12  u32  CRC-32C of bytes 16..64, begun with the version
- *   16  u64  channel
- *   24  u64  spool id
- *   32  u64  segment number
- *   40  u64  unix ms of its beginning
- *   48  u64  size of the file
- *   56  u64  zero
+ * at any time.
  *
  * Behind a damaged frame the next whole one is looked for, since a spool file that was put aside is
  * here to be rescued. That search is bounded by the bytes it may check.
@@ -24,7 +14,7 @@
 #include "protocol/bytes.h"
 #include "protocol/click.h"
 #include "protocol/conversion.h"
-#include "protocol/crc32c.h"
+#include "protocol/segment.h"
 #include "worker/command.h"
 #include "worker/copy.h"
 #include "worker/redis.h"
@@ -39,14 +29,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SEGMENT_VERSION      1
-#define SEGMENT_HEADER_BYTES 4096
-#define SEGMENT_FIELDS_BYTES 64
-#define SEGMENT_MAX          ((off_t) 64 * 1024 * 1024)
-#define SEARCH_FACTOR        16                /* bytes checked in a search, for each of the file */
-#define YEAR_10000_MS        253402300800000LL /* where RFC 3339 ends */
-#define ENTRIES_A_READ       16
-#define BOUNDARY_BYTES       8
+#define SEARCH_FACTOR  16                /* bytes checked in a search, for each of the file */
+#define YEAR_10000_MS  253402300800000LL /* where RFC 3339 ends */
+#define ENTRIES_A_READ 16
+#define BOUNDARY_BYTES 8
 
 static const char *const dump_channels[] = {
     [AFF_CHANNEL_CLICKS] = "clicks", [AFF_CHANNEL_CONVERSIONS] = "conversions"};
@@ -480,48 +466,40 @@ dump_not_a_segment(FILE *out, const char *name, const char *why)
 bool
 dump_segment(struct aff_slice file, const char *name, FILE *out)
 {
-    struct dump dump = {.out = out, .data = file, .offset = SEGMENT_HEADER_BYTES};
-    const uint8_t *p = file.data;
-    uint64_t channel, number, spool_id;
+    struct dump dump = {.out = out, .data = file, .offset = AFF_SEGMENT_FRAMES};
+    struct aff_segment segment;
     json_t *line;
 
-    if (file.len >= 8 && memcmp(p, "AFSPFREE", 8) == 0) {
+    switch (aff_segment_read(file, &segment)) {
+    case AFF_SEGMENT_USED:
+        break;
+    case AFF_SEGMENT_FREE:
         line = json_object();
         json_object_set_new(line, "kind", json_string("free"));
         json_object_set_new(line, "file", dump_text(aff_slice_of(name)));
         dump_line(out, line);
         return true;
-    }
-
-    if (file.len < SEGMENT_HEADER_BYTES || memcmp(p, "AFSPUSED", 8) != 0) {
+    case AFF_SEGMENT_NEWER:
+        return dump_not_a_segment(
+            out, name, "a segment of another version than this program knows");
+    case AFF_SEGMENT_CORRUPT:
+        return dump_not_a_segment(out, name, "a segment whose header is damaged");
+    default:
         return dump_not_a_segment(out, name, "not a segment of a spool");
     }
 
-    if (aff_load_le32(p + 8) != SEGMENT_VERSION) {
-        return dump_not_a_segment(
-            out, name, "a segment of another version than this program knows");
-    }
-
-    channel = aff_load_le64(p + 16);
-    spool_id = aff_load_le64(p + 24);
-    number = aff_load_le64(p + 32);
-    if (aff_load_le32(p + 12) != aff_crc32c(SEGMENT_VERSION, p + 16, SEGMENT_FIELDS_BYTES - 16) ||
-        (channel != AFF_CHANNEL_CLICKS && channel != AFF_CHANNEL_CONVERSIONS)) {
-        return dump_not_a_segment(out, name, "a segment whose header is damaged");
-    }
-
-    dump.damaged = aff_load_le64(p + 48) != file.len;
-    dump.seed = aff_frame_seed(spool_id, number);
+    dump.damaged = segment.size != file.len;
+    dump.seed = aff_frame_seed(segment.spool_id, segment.number);
     dump.search_left = (uint64_t) file.len * SEARCH_FACTOR;
 
     line = json_object();
     json_object_set_new(line, "kind", json_string("segment"));
     json_object_set_new(line, "file", dump_text(aff_slice_of(name)));
-    json_object_set_new(line, "channel", json_string(dump_channels[channel]));
-    json_object_set_new(line, "spool_id", dump_spool_id(spool_id));
-    json_object_set_new(line, "segment", dump_unsigned(number));
-    json_object_set_new(line, "begun_at", dump_time(aff_load_le64(p + 40)));
-    json_object_set_new(line, "size", dump_unsigned(aff_load_le64(p + 48)));
+    json_object_set_new(line, "channel", json_string(dump_channels[segment.channel]));
+    json_object_set_new(line, "spool_id", dump_spool_id(segment.spool_id));
+    json_object_set_new(line, "segment", dump_unsigned(segment.number));
+    json_object_set_new(line, "begun_at", dump_time(segment.made_ms));
+    json_object_set_new(line, "size", dump_unsigned(segment.size));
     json_object_set_new(line, "mac",
         json_string("unverified")); /* the spool has none: its batches get one when sent */
     if (dump.damaged) {
@@ -538,7 +516,7 @@ dump_segment(struct aff_slice file, const char *name, FILE *out)
     return !dump.damaged;
 }
 
-/* Reads the file up to SEGMENT_MAX; what is larger is none of ours. */
+/* Reads the file up to AFF_SEGMENT_MAX; what is larger is none of ours. */
 static bool
 dump_file(const char *name, FILE *out)
 {
@@ -558,7 +536,7 @@ dump_file(const char *name, FILE *out)
         return false;
     }
 
-    if (!S_ISREG(st.st_mode) || st.st_size > SEGMENT_MAX) {
+    if (!S_ISREG(st.st_mode) || st.st_size > AFF_SEGMENT_MAX) {
         fprintf(stderr, "affiliated dump: %s: %s\n", name,
             S_ISREG(st.st_mode) ? "is larger than any segment of a spool" : "is no regular file");
         close(fd);

@@ -7,6 +7,7 @@
 #include "click.h"
 #include "conversion.h"
 #include "projection.h"
+#include "segment.h"
 
 #include <sys/stat.h>
 
@@ -113,6 +114,23 @@ save_projection(const char *root)
     save(root, "projection", "key", aff_key_encode(&key, fuzz_ring(), out, sizeof(out)));
 }
 
+static void
+save_segment(const char *root)
+{
+    const struct aff_segment segment = {
+        .channel = AFF_CHANNEL_CLICKS,
+        .spool_id = 1,
+        .number = 2,
+        .made_ms = 1764000000000,
+        .size = 262144,
+    };
+
+    aff_segment_seal(out, &segment);
+    save(root, "segment", "used", AFF_SEGMENT_HEADER_BYTES);
+    memcpy(out, AFF_SEGMENT_MARK_FREE, AFF_SEGMENT_MARK_BYTES);
+    save(root, "segment", "free", AFF_SEGMENT_HEADER_BYTES);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -138,6 +156,7 @@ main(int argc, char **argv)
     save(root, "batch", "two", AFF_BATCH_HEADER_BYTES + size);
 
     save_projection(root);
+    save_segment(root);
 
     return 0;
 }
