@@ -1201,17 +1201,10 @@ ngx_http_affiliate_ship_gauges(ngx_http_affiliate_ship_t *ship)
             seg = ngx_queue_data(q, ngx_http_affiliate_segment_t, queue);
             c = seg->channel;
 
-            while (seg->oldest < seg->nbatches
-                   && seg->batches[seg->oldest].state
-                      == NGX_HTTP_AFFILIATE_BATCH_ACKED)
-            {
-                seg->oldest++;
-            }
-
             bytes[c] += seg->unacked_bytes;
             unsent[c] += seg->waiting_records;
 
-            if (seg->oldest < seg->nbatches) {
+            if (ngx_http_affiliate_spool_oldest(seg) < seg->nbatches) {
                 ngx_http_affiliate_ship_older(&oldest[c],
                                               seg->batches[seg->oldest].made);
             }

@@ -78,6 +78,7 @@
 #define NGX_HTTP_AFFILIATE_SPOOL_SPARES       4
 #define NGX_HTTP_AFFILIATE_SPOOL_GROUP        8    /* files of an fdatasync */
 #define NGX_HTTP_AFFILIATE_SPOOL_CHUNK        (256 * 1024)
+#define NGX_HTTP_AFFILIATE_SPOOL_PIECE        (128 * 1024)
 #define NGX_HTTP_AFFILIATE_SPOOL_ENTRIES      32   /* of a directory, a step */
 #define NGX_HTTP_AFFILIATE_SPOOL_ALIENS       16
 
@@ -120,7 +121,7 @@ typedef struct {
     ngx_http_affiliate_segment_t    *segment;
     ngx_err_t                        err;
     const char                      *failed;   /* NULL: it is ready */
-    unsigned                         quick:1;  /* don't wait for the disk */
+    unsigned                         quick:1;  /* the first one */
 } ngx_http_affiliate_prepare_t;
 
 
@@ -253,16 +254,18 @@ static void ngx_http_affiliate_spool_lock_dir(int dir, ngx_uint_t tries);
 static off_t ngx_http_affiliate_spool_used(int dir);
 static const char *ngx_http_affiliate_spool_create(
     ngx_http_affiliate_spool_conf_t *conf, ngx_http_affiliate_segment_t *seg,
-    ngx_uint_t tries);
+    ngx_uint_t tries, ngx_uint_t hurry);
 static const char *ngx_http_affiliate_spool_allocate(
     ngx_http_affiliate_spool_conf_t *conf, ngx_http_affiliate_segment_t *seg,
     int dir, const char *name);
 static void ngx_http_affiliate_spool_in_place(int fd);
 static const char *ngx_http_affiliate_spool_map(
-    ngx_http_affiliate_segment_t *seg);
+    ngx_http_affiliate_segment_t *seg, ngx_uint_t hurry);
 static void ngx_http_affiliate_spool_header(ngx_http_affiliate_segment_t *seg);
 static const char *ngx_http_affiliate_spool_populate(
-    ngx_http_affiliate_segment_t *seg);
+    ngx_http_affiliate_segment_t *seg, ngx_uint_t hurry);
+static const char *ngx_http_affiliate_spool_populate_piece(u_char *p,
+    size_t size);
 static u_char *ngx_http_affiliate_spool_path(u_char *path,
     ngx_http_affiliate_segment_t *seg, const char *suffix);
 static void ngx_http_affiliate_spool_remove(
@@ -291,6 +294,8 @@ static void ngx_http_affiliate_spool_sync_done(void *data);
 static void ngx_http_affiliate_spool_broken(ngx_http_affiliate_log_t *log,
     ngx_http_affiliate_segment_t *seg, ngx_err_t err);
 static void ngx_http_affiliate_spool_writeback(ngx_http_affiliate_log_t *log);
+static uint64_t ngx_http_affiliate_spool_exposed(
+    ngx_http_affiliate_log_t *log);
 static void ngx_http_affiliate_spool_flush_handler(ngx_event_t *ev);
 static void ngx_http_affiliate_spool_group_handler(ngx_event_t *ev);
 static ngx_int_t ngx_http_affiliate_spool_durable(
@@ -643,6 +648,20 @@ ngx_http_affiliate_spool_segments(ngx_http_affiliate_log_t *log)
 
 
 ngx_uint_t
+ngx_http_affiliate_spool_oldest(ngx_http_affiliate_segment_t *seg)
+{
+    while (seg->oldest < seg->nbatches
+           && seg->batches[seg->oldest].state
+              == NGX_HTTP_AFFILIATE_BATCH_ACKED)
+    {
+        seg->oldest++;
+    }
+
+    return seg->oldest;
+}
+
+
+ngx_uint_t
 ngx_http_affiliate_spool_tail(ngx_http_affiliate_log_t *log, size_t *bytes,
     uint64_t *oldest)
 {
@@ -896,7 +915,7 @@ ngx_http_affiliate_spool_path(u_char *path, ngx_http_affiliate_segment_t *seg,
 
 static const char *
 ngx_http_affiliate_spool_create(ngx_http_affiliate_spool_conf_t *conf,
-    ngx_http_affiliate_segment_t *seg, ngx_uint_t tries)
+    ngx_http_affiliate_segment_t *seg, ngx_uint_t tries, ngx_uint_t hurry)
 {
     int          dir;
     u_char       temp[NGX_HTTP_AFFILIATE_SPOOL_PATH_LEN];
@@ -931,7 +950,7 @@ ngx_http_affiliate_spool_create(ngx_http_affiliate_spool_conf_t *conf,
     /* it counts now: the others may go on */
     (void) flock(dir, LOCK_UN);
 
-    failed = ngx_http_affiliate_spool_map(seg);
+    failed = ngx_http_affiliate_spool_map(seg, hurry);
     if (failed) {
         goto unlink;
     }
@@ -1034,7 +1053,8 @@ ngx_http_affiliate_spool_in_place(int fd)
 
 
 static const char *
-ngx_http_affiliate_spool_map(ngx_http_affiliate_segment_t *seg)
+ngx_http_affiliate_spool_map(ngx_http_affiliate_segment_t *seg,
+    ngx_uint_t hurry)
 {
     void  *map;
 
@@ -1045,22 +1065,51 @@ ngx_http_affiliate_spool_map(ngx_http_affiliate_segment_t *seg)
 
     seg->map = map;
 
-    return ngx_http_affiliate_spool_populate(seg);
+    return ngx_http_affiliate_spool_populate(seg, hurry);
 }
 
 
-/* Takes the page faults here, not in the event loop. */
+/*
+ * Takes the page faults here, not in the event loop.  In small pieces with
+ * pauses, unless somebody waits: the thread may share the loop's core, and
+ * would keep requests waiting for the whole of a scheduler's slice.
+ */
 
 static const char *
-ngx_http_affiliate_spool_populate(ngx_http_affiliate_segment_t *seg)
+ngx_http_affiliate_spool_populate(ngx_http_affiliate_segment_t *seg,
+    ngx_uint_t hurry)
+{
+    size_t       at, size;
+    const char  *failed;
+
+    for (at = 0; at < seg->size; at += size) {
+
+        if (at && !hurry) {
+            ngx_msleep(1);
+        }
+
+        size = ngx_min(seg->size - at, NGX_HTTP_AFFILIATE_SPOOL_PIECE);
+
+        failed = ngx_http_affiliate_spool_populate_piece(seg->map + at, size);
+        if (failed) {
+            return failed;
+        }
+    }
+
+    return NULL;
+}
+
+
+static const char *
+ngx_http_affiliate_spool_populate_piece(u_char *p, size_t size)
 {
     size_t            i;
     u_char            byte;
-    volatile u_char  *p;
+    volatile u_char  *page;
 
 #ifdef MADV_POPULATE_WRITE
 
-    if (madvise(seg->map, seg->size, MADV_POPULATE_WRITE) == 0) {
+    if (madvise(p, size, MADV_POPULATE_WRITE) == 0) {
         return NULL;
     }
 
@@ -1072,11 +1121,11 @@ ngx_http_affiliate_spool_populate(ngx_http_affiliate_segment_t *seg)
 
 #endif
 
-    p = seg->map;
+    page = p;
 
-    for (i = 0; i < seg->size; i += ngx_pagesize) {
-        byte = p[i];
-        p[i] = byte;
+    for (i = 0; i < size; i += ngx_pagesize) {
+        byte = page[i];
+        page[i] = byte;
     }
 
     return NULL;
@@ -1253,10 +1302,17 @@ ngx_http_affiliate_spool_blank(ngx_http_affiliate_log_t *log)
 }
 
 
+/*
+ * Nothing is written to disk here.  A record is said to be on disk after an
+ * fdatasync() of its file, which takes the header along; until then a power
+ * loss may leave records behind the header of a former life, and they are lost
+ * like any that were not written yet.
+ */
+
 static void
 ngx_http_affiliate_spool_prepare_run(void *data)
 {
-    int                            dir;
+    ngx_uint_t                     hurry;
     ngx_http_affiliate_log_t      *log;
     ngx_http_affiliate_prepare_t  *pr;
     ngx_http_affiliate_segment_t  *seg;
@@ -1265,49 +1321,20 @@ ngx_http_affiliate_spool_prepare_run(void *data)
     pr = &log->prepare;
     seg = pr->segment;
 
+    hurry = pr->quick || !pr->job.threaded;
+
     if (seg->map == NULL) {
         pr->failed = ngx_http_affiliate_spool_create(log->conf, seg,
-                                     (pr->quick || pr->job.threaded) ? 20 : 1);
+                                     (pr->quick || pr->job.threaded) ? 20 : 1,
+                                     hurry);
 
     } else {
-        pr->failed = ngx_http_affiliate_spool_populate(seg);
+        pr->failed = ngx_http_affiliate_spool_populate(seg, hurry);
 
         if (pr->failed == NULL) {
             ngx_http_affiliate_spool_header(seg);
         }
     }
-
-    if (pr->failed) {
-        pr->err = ngx_errno;
-        return;
-    }
-
-    if (!pr->quick && pr->job.threaded) {
-
-        /*
-         * The header is on disk before the first record is: a page of records
-         * behind the header of a former life would be lost.  On a disk that
-         * fails, the page cache and Redis still hold records.
-         */
-
-        if (fdatasync(seg->fd) == -1) {
-            seg->broken = 1;
-            pr->err = ngx_errno;
-        }
-
-        if (!seg->broken && !seg->linked) {
-            dir = ngx_http_affiliate_spool_open_dir(log->conf);
-
-            if (dir != -1) {
-                seg->linked = (fsync(dir) == 0);
-                (void) close(dir);
-            }
-        }
-    }
-
-    /* fdatasync() and the kernel's own writing make pages fault again */
-
-    pr->failed = ngx_http_affiliate_spool_populate(seg);
 
     if (pr->failed) {
         pr->err = ngx_errno;
@@ -1332,10 +1359,6 @@ ngx_http_affiliate_spool_prepare_done(void *data)
         log->ready = seg;
         log->failing = 0;
         ngx_http_affiliate_spool_room(log);
-
-        if (seg->broken) {
-            ngx_http_affiliate_spool_broken(log, seg, pr->err);
-        }
 
         if (log->active == NULL) {
             (void) ngx_http_affiliate_spool_rotate(log);
@@ -1537,13 +1560,6 @@ ngx_http_affiliate_spool_housekeep_handler(ngx_event_t *ev)
     ngx_http_affiliate_segment_t  *seg;
 
     log = ev->data;
-
-    if (log->ready && log->ready->broken) {
-        /* the disk may have been repaired */
-        ngx_http_affiliate_spool_dispose(log->conf, &log->dispose, log->ready);
-        log->ready = NULL;
-        log->failing = 1;
-    }
 
     if (log->failing || log->active == NULL) {
         ngx_http_affiliate_spool_prepare(log);
@@ -1787,12 +1803,68 @@ ngx_http_affiliate_spool_writeback(ngx_http_affiliate_log_t *log)
 }
 
 
+/*
+ * The oldest record that neither the disk nor PostgreSQL holds: unix ms, 0 if
+ * there is none.
+ */
+
+static uint64_t
+ngx_http_affiliate_spool_exposed(ngx_http_affiliate_log_t *log)
+{
+    ngx_uint_t                     i;
+    ngx_queue_t                   *q;
+    ngx_http_affiliate_batch_t    *batch;
+    ngx_http_affiliate_segment_t  *seg;
+
+    for (q = ngx_queue_head(&log->segments);
+         q != ngx_queue_sentinel(&log->segments);
+         q = ngx_queue_next(q))
+    {
+        seg = ngx_queue_data(q, ngx_http_affiliate_segment_t, queue);
+
+        if (seg->broken) {
+            continue;
+        }
+
+        for (i = ngx_http_affiliate_spool_oldest(seg); i < seg->nbatches; i++) {
+            batch = &seg->batches[i];
+
+            if (batch->state != NGX_HTTP_AFFILIATE_BATCH_ACKED
+                && batch->offset + batch->length > seg->synced)
+            {
+                return batch->made;
+            }
+        }
+    }
+
+    return log->records ? log->made : 0;
+}
+
+
+/*
+ * What PostgreSQL acknowledges within the sync interval, as it does unless
+ * something is down, is not written to disk for nothing.
+ */
+
 static void
 ngx_http_affiliate_spool_flush_handler(ngx_event_t *ev)
 {
+    uint64_t                   made, now;
     ngx_http_affiliate_log_t  *log;
 
     log = ev->data;
+
+    made = ngx_http_affiliate_spool_exposed(log);
+    now = ngx_http_affiliate_spool_now();
+
+    if (made == 0) {
+        return;
+    }
+
+    if (made <= now && now - made < log->conf->sync) {
+        ngx_add_timer(ev, (ngx_msec_t) (made + log->conf->sync - now));
+        return;
+    }
 
 #if (NGX_THREADS)
 

@@ -200,6 +200,9 @@ void ngx_http_affiliate_spool_wanted(ngx_http_affiliate_log_t *log,
 /* The log's segments, oldest first; the last one may still grow. */
 ngx_queue_t *ngx_http_affiliate_spool_segments(ngx_http_affiliate_log_t *log);
 
+/* The first batch that is not ACKED, or nbatches. */
+ngx_uint_t ngx_http_affiliate_spool_oldest(ngx_http_affiliate_segment_t *seg);
+
 /* Records that are in no batch yet, their bytes, and the oldest's unix ms. */
 ngx_uint_t ngx_http_affiliate_spool_tail(ngx_http_affiliate_log_t *log,
     size_t *bytes, uint64_t *oldest);
