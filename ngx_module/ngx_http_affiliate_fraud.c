@@ -421,7 +421,7 @@ ngx_http_affiliate_fraud_agent(ngx_http_request_t *r, const u_char *key,
         class = ngx_http_affiliate_agent_classify(agent, len);
 
     } else {
-        *hash = aff_siphash(key, agent, len);
+        *hash = aff_siphash13(key, agent, len);
         memo = &ngx_http_affiliate_fraud_memo[(*hash >> 32)
                                               & (NGX_HTTP_AFFILIATE_MEMO - 1)];
 
@@ -775,7 +775,7 @@ ngx_http_affiliate_fraud_count(ngx_http_affiliate_fraud_conf_t *conf,
         text[15] = click->livemode;
 
         if (ngx_http_affiliate_fraud_rate(tables, &tables->addresses,
-                                  aff_siphash(tables->key, text, sizeof(text)),
+                                  aff_siphash13(tables->key, text, sizeof(text)),
                                   conf->address_rate, conf->address_burst))
         {
             reasons |= AFF_REASON_ADDRESS_RATE;
@@ -786,7 +786,7 @@ ngx_http_affiliate_fraud_count(ngx_http_affiliate_fraud_conf_t *conf,
         aff_store_le64(text, click->link_id);
 
         if (ngx_http_affiliate_fraud_rate(tables, &tables->links,
-                                          aff_siphash(tables->key, text, 8),
+                                          aff_siphash13(tables->key, text, 8),
                                           conf->link_rate, conf->link_burst))
         {
             reasons |= AFF_REASON_LINK_RATE;

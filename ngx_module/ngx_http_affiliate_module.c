@@ -5,6 +5,7 @@
  */
 
 #include "ngx_http_affiliate.h"
+#include "../protocol/bytes.h"
 
 #include <openssl/rand.h>
 
@@ -439,7 +440,7 @@ ngx_http_affiliate_ctx(ngx_http_request_t *r)
     }
 
     ctx = cln->data;
-    ngx_memzero(ctx, sizeof(ngx_http_affiliate_ctx_t));
+    ngx_memzero(ctx, aff_opaque(sizeof(ngx_http_affiliate_ctx_t)));
 
     cln->handler = ngx_http_affiliate_ctx_cleanup;
 

@@ -210,8 +210,6 @@ ngx_http_affiliate_redirect_click(ngx_http_request_t *r,
     amcf = ngx_http_get_module_main_conf(r, ngx_http_affiliate_module);
     alcf = ngx_http_get_module_loc_conf(r, ngx_http_affiliate_module);
 
-    ngx_memzero(&click, sizeof(struct aff_click));
-
     click.link_id = link->link_id;
     click.merchant_id = link->merchant_id;
     click.campaign_id = link->campaign_id;
@@ -440,7 +438,6 @@ ngx_http_affiliate_redirect_location(ngx_http_request_t *r,
 {
     size_t                          size;
     ngx_uint_t                      i, n;
-    const char                     *rule;
     struct aff_slice                target, param;
     struct aff_param                params[AFF_MERGE_MAX];
     ngx_http_affiliate_loc_conf_t  *alcf;
@@ -479,13 +476,6 @@ ngx_http_affiliate_redirect_location(ngx_http_request_t *r,
 
     target = ngx_http_affiliate_redirect_target(link, query->url, param,
                                                 ctx->has_click_id);
-
-    if (target.data == link->url.data && !aff_url_check(target, NULL, &rule)) {
-        ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
-                      "affiliate link \"%V\" leads nowhere: %s",
-                      &ctx->code, rule);
-        return NGX_ERROR;
-    }
 
     size = aff_url_merge_size(target, params, n);
 
@@ -563,7 +553,9 @@ ngx_http_affiliate_redirect_send(ngx_http_request_t *r, ngx_str_t *location)
     ngx_http_err_page_t       *page;
     ngx_http_core_loc_conf_t  *clcf;
 
-    if (!aff_chars_url(aff_slice(location->data, location->len))) {
+    /* it was checked where it came from; this is the last door */
+
+    if (!aff_chars_visible(aff_slice(location->data, location->len))) {
         ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
                       "affiliate destination has a byte "
                       "that no header may have");

@@ -66,9 +66,12 @@ aff_chars_all(struct aff_slice text, enum aff_char_class class)
     return all != 0;
 }
 
-/* The same as aff_chars_all(text, AFF_CHAR_URL), sixteen bytes at a time: every redirect asks it.
- */
+/* The same as aff_chars_all() for AFF_CHAR_URL and AFF_CHAR_UNRESERVED, sixteen bytes at a time. */
 bool aff_chars_url(struct aff_slice text);
+bool aff_chars_unreserved(struct aff_slice text);
+
+/* True if every byte is a VCHAR of RFC 5234, 0x21..0x7e: nothing that could end a header. */
+bool aff_chars_visible(struct aff_slice text);
 
 /* True if `text` is 1..max characters of [A-Za-z0-9_-]. */
 static inline bool

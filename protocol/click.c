@@ -105,7 +105,7 @@ static inline uint8_t *
 append(uint8_t *out, struct aff_slice s, size_t len)
 {
     if (len != 0) {
-        memcpy(out, s.data, len);
+        memcpy(out, s.data, aff_opaque(len));
     }
 
     return out + len;

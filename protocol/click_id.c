@@ -91,6 +91,7 @@ click_id_mac(const struct aff_master_key *key, const uint8_t uuid[AFF_UUID_BYTES
 static inline __attribute__((always_inline)) void
 encode_group(uint64_t bits, unsigned chars, char *out)
 {
+#pragma GCC unroll 12
     for (unsigned i = 0; i < chars; i++) {
         out[i] = alphabet[(bits >> (59 - 5 * i)) & 31];
     }

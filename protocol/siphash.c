@@ -1,5 +1,5 @@
-/* SipHash-2-4. The state lives in four locals while words are absorbed; the structure only carries
- * it from call to call. */
+/* SipHash-2-4 and -1-3. The state lives in four locals while words are absorbed; the structure only
+ * carries it from call to call. */
 
 #include "siphash.h"
 
@@ -44,24 +44,29 @@ sip_begin(uint64_t v[4], const uint8_t key[16])
 }
 
 static inline __attribute__((always_inline)) void
-sip_word(uint64_t v[4], uint64_t word)
+sip_word(uint64_t v[4], uint64_t word, unsigned rounds)
 {
     v[3] ^= word;
-    sip_round(v);
-    sip_round(v);
+
+#pragma GCC unroll 2
+    for (unsigned i = 0; i < rounds; i++) {
+        sip_round(v);
+    }
+
     v[0] ^= word;
 }
 
 /* `tail`: the bytes behind the last whole word; only its low byte of the length counts. */
 static inline __attribute__((always_inline)) uint64_t
-sip_end(uint64_t v[4], uint64_t tail, uint64_t total)
+sip_end(uint64_t v[4], uint64_t tail, uint64_t total, unsigned rounds)
 {
-    sip_word(v, tail | (total << 56));
+    sip_word(v, tail | (total << 56), rounds);
     v[2] ^= 0xff;
-    sip_round(v);
-    sip_round(v);
-    sip_round(v);
-    sip_round(v);
+
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < rounds + 2; i++) {
+        sip_round(v);
+    }
 
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
@@ -116,11 +121,11 @@ aff_siphash_update(struct aff_siphash *s, const void *data, size_t len)
             return;
         }
 
-        sip_word(v, s->tail);
+        sip_word(v, s->tail, 2);
     }
 
     for (; len >= 8; p += 8, len -= 8) {
-        sip_word(v, aff_load_le64(p));
+        sip_word(v, aff_load_le64(p), 2);
     }
 
     s->tail = load_tail(p, len);
@@ -130,11 +135,11 @@ aff_siphash_update(struct aff_siphash *s, const void *data, size_t len)
 uint64_t
 aff_siphash_final(struct aff_siphash *s)
 {
-    return sip_end(s->v, s->tail, s->total);
+    return sip_end(s->v, s->tail, s->total, 2);
 }
 
-uint64_t
-aff_siphash(const uint8_t key[16], const void *data, size_t len)
+static inline __attribute__((always_inline)) uint64_t
+sip(const uint8_t key[16], const void *data, size_t len, unsigned rounds)
 {
     const uint8_t *p = data;
     size_t left = len;
@@ -143,8 +148,20 @@ aff_siphash(const uint8_t key[16], const void *data, size_t len)
     sip_begin(v, key);
 
     for (; left >= 8; p += 8, left -= 8) {
-        sip_word(v, aff_load_le64(p));
+        sip_word(v, aff_load_le64(p), rounds);
     }
 
-    return sip_end(v, load_tail(p, left), len);
+    return sip_end(v, load_tail(p, left), len, rounds);
+}
+
+uint64_t
+aff_siphash(const uint8_t key[16], const void *data, size_t len)
+{
+    return sip(key, data, len, 2);
+}
+
+uint64_t
+aff_siphash13(const uint8_t key[16], const void *data, size_t len)
+{
+    return sip(key, data, len, 1);
 }

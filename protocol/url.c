@@ -298,7 +298,7 @@ aff_host_match(struct aff_slice host, struct aff_slice allowed)
 bool
 aff_param_name_valid(struct aff_slice name)
 {
-    return name.len >= 1 && name.len <= AFF_PARAM_MAX && aff_chars_all(name, AFF_CHAR_UNRESERVED);
+    return name.len >= 1 && name.len <= AFF_PARAM_MAX && aff_chars_unreserved(name);
 }
 
 size_t
@@ -444,13 +444,13 @@ put_encoded(struct aff_writer *w, struct aff_slice value)
     size_t len = 0;
     uint8_t *p;
 
-    for (size_t i = 0; i < value.len; i++) {
-        len += aff_char_is(value.data[i], AFF_CHAR_UNRESERVED) ? 1 : 3;
+    if (aff_chars_unreserved(value)) {
+        aff_put_bytes(w, value.data, value.len);
+        return;
     }
 
-    if (len == value.len) {
-        aff_put_bytes(w, value.data, len);
-        return;
+    for (size_t i = 0; i < value.len; i++) {
+        len += aff_char_is(value.data[i], AFF_CHAR_UNRESERVED) ? 1 : 3;
     }
 
     p = aff_room(w, len);

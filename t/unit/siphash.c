@@ -1,4 +1,4 @@
-/* SipHash-2-4: the paper's value, OpenSSL's on random inputs, and pieces against the whole. */
+/* SipHash-2-4 and -1-3: the paper's value, OpenSSL's on random inputs, pieces against the whole. */
 
 #include "unit.h"
 
@@ -24,14 +24,18 @@ paper_vector(void **state)
 }
 
 static uint64_t
-openssl_siphash(EVP_MAC_CTX *ctx, const uint8_t key[16], const uint8_t *data, size_t len)
+openssl_siphash(
+    EVP_MAC_CTX *ctx, unsigned rounds, const uint8_t key[16], const uint8_t *data, size_t len)
 {
+    unsigned last = rounds + 2;
     size_t size = 8;
     uint8_t out[8];
     size_t out_len;
     uint64_t value = 0;
     OSSL_PARAM params[] = {
         OSSL_PARAM_construct_size_t(OSSL_MAC_PARAM_SIZE, &size),
+        OSSL_PARAM_construct_uint(OSSL_MAC_PARAM_C_ROUNDS, &rounds),
+        OSSL_PARAM_construct_uint(OSSL_MAC_PARAM_D_ROUNDS, &last),
         OSSL_PARAM_construct_end(),
     };
 
@@ -64,7 +68,8 @@ against_openssl(void **state)
         fill_random(key, sizeof(key));
         fill_random(data, len);
         copy = exact(data, len);
-        assert_true(aff_siphash(key, copy.data, len) == openssl_siphash(ctx, key, data, len));
+        assert_true(aff_siphash(key, copy.data, len) == openssl_siphash(ctx, 2, key, data, len));
+        assert_true(aff_siphash13(key, copy.data, len) == openssl_siphash(ctx, 1, key, data, len));
         drop(copy);
     }
 

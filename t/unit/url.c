@@ -155,6 +155,9 @@ every_byte_in_blocks(void **state)
                 memset(text, 'a', sizeof(text));
                 text[at] = (uint8_t) c;
                 assert_int_equal(aff_chars_url(all), aff_chars_all(all, AFF_CHAR_URL));
+                assert_int_equal(
+                    aff_chars_unreserved(all), aff_chars_all(all, AFF_CHAR_UNRESERVED));
+                assert_int_equal(aff_chars_visible(all), c >= 0x21 && c <= 0x7e);
             }
         }
     }
