@@ -386,7 +386,7 @@ ngx_http_affiliate_call_authenticate(ngx_http_affiliate_call_t *call,
             return ngx_http_affiliate_problem_retry(call->request,
                                             NGX_HTTP_AFFILIATE_RATE_LIMITED,
                                             "The API key calls too fast.",
-                                            (wait + 999) / 1000);
+                                            (time_t) (wait + 999) / 1000);
         }
     }
 

@@ -298,7 +298,8 @@ ngx_http_affiliate_lookup_park(ngx_http_request_t *r,
 static void
 ngx_http_affiliate_lookup_forget(ngx_http_affiliate_question_t *q)
 {
-    ngx_queue_remove(&q->queue);
+    /* see ngx_http_affiliate_queue_take() */
+    ngx_queue_remove(&q->queue);  /* NOLINT(clang-analyzer-*) */
 
     if (q->timer.timer_set) {
         ngx_del_timer(&q->timer);

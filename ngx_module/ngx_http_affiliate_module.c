@@ -695,7 +695,7 @@ ngx_http_affiliate_init_stats(ngx_cycle_t *cycle,
     ngx_http_affiliate_main_conf_t *amcf)
 {
     size_t            offset;
-    ngx_int_t         i;
+    ngx_uint_t        i;
     ngx_core_conf_t  *ccf;
 
     i = ngx_worker % NGX_HTTP_AFFILIATE_SLOTS;
@@ -1234,7 +1234,6 @@ ngx_http_affiliate_reconnect(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     ngx_int_t    ms;
     ngx_str_t   *value;
-    ngx_msec_t  *times[2];
     ngx_uint_t   i;
 
     if (amcf->redis.reconnect_min != NGX_CONF_UNSET_MSEC) {
@@ -1242,8 +1241,6 @@ ngx_http_affiliate_reconnect(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     value = cf->args->elts;
-    times[0] = &amcf->redis.reconnect_min;
-    times[1] = &amcf->redis.reconnect_max;
 
     for (i = 1; i < cf->args->nelts; i++) {
         ms = ngx_parse_time(&value[i], 0);
@@ -1254,7 +1251,12 @@ ngx_http_affiliate_reconnect(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
             return NGX_CONF_ERROR;
         }
 
-        *times[i - 1] = (ngx_msec_t) ms;
+        if (i == 1) {
+            amcf->redis.reconnect_min = (ngx_msec_t) ms;
+
+        } else {
+            amcf->redis.reconnect_max = (ngx_msec_t) ms;
+        }
     }
 
     if (cf->args->nelts == 3

@@ -532,7 +532,7 @@ ngx_http_affiliate_redirect_refuse(ngx_http_request_t *r,
         }
     }
 
-    return status;
+    return (ngx_int_t) status;
 }
 
 

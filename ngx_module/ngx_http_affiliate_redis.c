@@ -21,6 +21,7 @@
 
 #include <hiredis/async.h>
 
+#include "ngx_http_affiliate_queue.h"
 #include "ngx_http_affiliate_redis.h"
 
 
@@ -299,8 +300,7 @@ ngx_http_affiliate_redis_destroy(ngx_http_affiliate_redis_t *rd)
     }
 
     while (!ngx_queue_empty(&rd->free)) {
-        q = ngx_queue_head(&rd->free);
-        ngx_queue_remove(q);
+        q = ngx_http_affiliate_queue_take(&rd->free);
         ngx_free(ngx_queue_data(q, ngx_http_affiliate_redis_command_t, queue));
     }
 
@@ -359,8 +359,7 @@ ngx_http_affiliate_redis_command(ngx_http_affiliate_redis_t *rd,
         }
 
     } else {
-        q = ngx_queue_head(&rd->free);
-        ngx_queue_remove(q);
+        q = ngx_http_affiliate_queue_take(&rd->free);
         rd->nfree--;
         cmd = ngx_queue_data(q, ngx_http_affiliate_redis_command_t, queue);
     }

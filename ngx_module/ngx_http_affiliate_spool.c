@@ -60,6 +60,7 @@
 #include <sys/ioctl.h>
 #endif
 
+#include "ngx_http_affiliate_queue.h"
 #include "ngx_http_affiliate_spool.h"
 #include "ngx_http_affiliate_status.h"
 #include "../protocol/bytes.h"
@@ -248,7 +249,7 @@ static void ngx_http_affiliate_job_thread(void *data, ngx_log_t *log);
 #endif
 static void ngx_http_affiliate_job_done(ngx_event_t *ev);
 
-static ngx_int_t ngx_http_affiliate_spool_open_dir(
+static int ngx_http_affiliate_spool_open_dir(
     ngx_http_affiliate_spool_conf_t *conf);
 static void ngx_http_affiliate_spool_lock_dir(int dir, ngx_uint_t tries);
 static off_t ngx_http_affiliate_spool_used(int dir);
@@ -490,8 +491,7 @@ ngx_http_affiliate_spool_close(ngx_http_affiliate_log_t *log)
     }
 
     while (!ngx_queue_empty(&log->segments)) {
-        q = ngx_queue_head(&log->segments);
-        ngx_queue_remove(q);
+        q = ngx_http_affiliate_queue_take(&log->segments);
         seg = ngx_queue_data(q, ngx_http_affiliate_segment_t, queue);
 
         if (seg->acked == seg->nbatches
@@ -504,8 +504,7 @@ ngx_http_affiliate_spool_close(ngx_http_affiliate_log_t *log)
     }
 
     while (!ngx_queue_empty(&log->spares)) {
-        q = ngx_queue_head(&log->spares);
-        ngx_queue_remove(q);
+        q = ngx_http_affiliate_queue_take(&log->spares);
         seg = ngx_queue_data(q, ngx_http_affiliate_segment_t, queue);
 
         ngx_http_affiliate_spool_remove(log->conf, seg);
@@ -837,7 +836,7 @@ ngx_http_affiliate_job_done(ngx_event_t *ev)
 }
 
 
-static ngx_int_t
+static int
 ngx_http_affiliate_spool_open_dir(ngx_http_affiliate_spool_conf_t *conf)
 {
     return open((char *) conf->path->name.data,
@@ -1264,8 +1263,7 @@ ngx_http_affiliate_spool_blank(ngx_http_affiliate_log_t *log)
         log->spared = ngx_time();
 
     } else {
-        q = ngx_queue_head(&log->spares);
-        ngx_queue_remove(q);
+        q = ngx_http_affiliate_queue_take(&log->spares);
         log->nspares--;
 
         if (log->nspares == 0) {
@@ -1601,8 +1599,7 @@ ngx_http_affiliate_spool_housekeep_handler(ngx_event_t *ev)
     }
 
     if (log->nspares && ngx_time() - log->spared > 60) {
-        q = ngx_queue_head(&log->spares);
-        ngx_queue_remove(q);
+        q = ngx_http_affiliate_queue_take(&log->spares);
         log->nspares--;
         log->spared = ngx_time();
 
@@ -2035,8 +2032,7 @@ ngx_http_affiliate_spool_wake_handler(ngx_event_t *ev)
     /* a handler may forget others of them */
 
     while (!ngx_queue_empty(&log->woken)) {
-        q = ngx_queue_head(&log->woken);
-        ngx_queue_remove(q);
+        q = ngx_http_affiliate_queue_take(&log->woken);
 
         w = ngx_queue_data(q, ngx_http_affiliate_waiter_t, queue);
         w->waiting = 0;
@@ -2118,8 +2114,7 @@ ngx_http_affiliate_spool_dispose_run(ngx_http_affiliate_spool_conf_t *conf,
     ngx_http_affiliate_segment_t  *seg;
 
     while (!ngx_queue_empty(&dispose->running)) {
-        q = ngx_queue_head(&dispose->running);
-        ngx_queue_remove(q);
+        q = ngx_http_affiliate_queue_take(&dispose->running);
         seg = ngx_queue_data(q, ngx_http_affiliate_segment_t, queue);
 
         ngx_http_affiliate_spool_remove(conf, seg);
