@@ -120,7 +120,7 @@ sub new
     chmod 0755, $dir;
     srand($seed);
     Test::More::note("directory $dir, AFF_TEST_SEED=$seed");
-    $self->{nginx} = $ENV{NGINX} || _find('nginx');
+    $self->{nginx} = $ENV{AFFILIATED_NGINX} || _find('nginx');
     $self->write('keys', $o{master_keys} || 'test ' . join('', map { sprintf '%02x', $_ } 1 .. 32) . "\n");
     $self->{keys} = $self->path('keys');
     chmod 0600, $self->{keys};
