@@ -438,6 +438,7 @@ ngx_http_affiliate_redirect_location(ngx_http_request_t *r,
 {
     size_t                          size;
     ngx_uint_t                      i, n;
+    const char                     *rule;
     struct aff_slice                target, param;
     struct aff_param                params[AFF_MERGE_MAX];
     ngx_http_affiliate_loc_conf_t  *alcf;
@@ -476,6 +477,15 @@ ngx_http_affiliate_redirect_location(ngx_http_request_t *r,
 
     target = ngx_http_affiliate_redirect_target(link, query->url, param,
                                                 ctx->has_click_id);
+
+    /* it was checked when it entered the cache; this is the last door */
+
+    if (target.data == link->url.data && !aff_url_check(target, NULL, &rule)) {
+        ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
+                      "affiliate link \"%V\" leads nowhere: %s",
+                      &ctx->code, rule);
+        return NGX_ERROR;
+    }
 
     size = aff_url_merge_size(target, params, n);
 
@@ -552,8 +562,6 @@ ngx_http_affiliate_redirect_send(ngx_http_request_t *r, ngx_str_t *location)
     ngx_table_elt_t           *h;
     ngx_http_err_page_t       *page;
     ngx_http_core_loc_conf_t  *clcf;
-
-    /* it was checked where it came from; this is the last door */
 
     if (!aff_chars_visible(aff_slice(location->data, location->len))) {
         ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,

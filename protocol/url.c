@@ -2,6 +2,7 @@
 
 #include "url.h"
 
+#include "bytes.h"
 #include "chars.h"
 
 #include <arpa/inet.h>
@@ -24,6 +25,14 @@ starts_with(struct aff_slice text, const char *lower)
     }
 
     return true;
+}
+
+/* Eight bytes, letters in lower case. Nothing else that a URL may hold becomes one of "https://".
+ */
+static inline uint64_t
+lower_word(const uint8_t *p)
+{
+    return aff_load_le64(p) | 0x2020202020202020;
 }
 
 static struct aff_slice
@@ -60,17 +69,16 @@ address_valid(int family, struct aff_slice host)
 }
 
 static bool
-label_valid(struct aff_slice label)
+label_valid(const uint8_t *label, size_t len)
 {
-    return aff_word_valid(label, LABEL_MAX) && label.data[0] != '-' &&
-           label.data[label.len - 1] != '-';
+    return len >= 1 && len <= LABEL_MAX && label[0] != '-' && label[len - 1] != '-';
 }
 
 /* The WHATWG's test: a host whose last label is a number is an IPv4 address, or nothing. */
 static bool
 label_is_number(struct aff_slice label)
 {
-    bool hex = starts_with(label, "0x");
+    bool hex = label.len >= 2 && label.data[0] == '0' && (label.data[1] | 0x20) == 'x';
 
     for (size_t i = hex ? 2 : 0; i < label.len; i++) {
         if (hex ? aff_char_hex(label.data[i]) < 0 : !aff_char_digit(label.data[i])) {
@@ -81,40 +89,36 @@ label_is_number(struct aff_slice label)
     return true;
 }
 
-/* A name or an IPv4 address; `*is_address` tells which. */
+/* A name or an IPv4 address; `*is_address` tells which. In one pass: every redirect asks it. */
 static bool
 name_valid(struct aff_slice host, bool *is_address)
 {
-    struct aff_slice rest = without_dot(host);
-    struct aff_slice label;
+    size_t label = 0; /* where it begins */
 
-    if (rest.len == 0 || rest.len > AFF_HOST_MAX) {
+    host = without_dot(host);
+
+    if (host.len > AFF_HOST_MAX) {
         return false;
     }
 
-    host = rest;
+    for (size_t i = 0; i < host.len; i++) {
+        if (host.data[i] == '.') {
+            if (!label_valid(host.data + label, i - label)) {
+                return false;
+            }
 
-    for (;;) {
-        const uint8_t *dot = memchr(rest.data, '.', rest.len);
+            label = i + 1;
 
-        label = aff_slice(rest.data, dot == NULL ? rest.len : (size_t) (dot - rest.data));
-
-        if (!label_valid(label)) {
-            return false;
-        }
-
-        if (dot == NULL) {
-            break;
-        }
-
-        rest = skip(rest, label.len + 1);
-
-        if (rest.len == 0) {
+        } else if (!aff_char_is(host.data[i], AFF_CHAR_WORD)) {
             return false;
         }
     }
 
-    *is_address = label_is_number(label);
+    if (!label_valid(host.data + label, host.len - label)) {
+        return false;
+    }
+
+    *is_address = label_is_number(skip(host, label));
 
     return !*is_address || address_valid(AF_INET, host);
 }
@@ -225,7 +229,7 @@ url_rule(struct aff_slice url, struct aff_url_parts *parts)
         return "has a byte that a URL may not hold unencoded";
     }
 
-    if (starts_with(url, "https://")) {
+    if (url.len >= 8 && lower_word(url.data) == lower_word((const uint8_t *) "https://")) {
         authority = skip(url, 8);
 
     } else if (starts_with(url, "http://")) {
