@@ -188,11 +188,13 @@ install: all
 	    $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
 	install -m 644 $(MODULE) $(DESTDIR)$(PREFIX)/lib/nginx/modules/
 	install -m 755 $(DAEMON) $(DESTDIR)$(PREFIX)/sbin/
-	sed 's|/usr/sbin/|$(PREFIX)/sbin/|g' conf.examples/affiliated.service \
+	sed 's|/usr/sbin/|$(PREFIX)/sbin/|g; s|/usr/share/|$(PREFIX)/share/|' conf.examples/affiliated.service \
 	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/affiliated.service
 	install -m 644 conf.examples/affiliated.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/affiliated.conf
 	install -m 644 conf.examples/affiliated.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/affiliated.conf
 	cp -R conf.examples/. $(DESTDIR)$(PREFIX)/share/doc/affiliated/examples/
+	sed -i 's|^load_module modules/|load_module $(PREFIX)/lib/nginx/modules/|' \
+	    $(DESTDIR)$(PREFIX)/share/doc/affiliated/examples/nginx-*.conf
 	install -m 644 README.md SECURITY.md CHANGES LICENSE $(DESTDIR)$(PREFIX)/share/doc/affiliated/
 
 clean:

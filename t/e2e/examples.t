@@ -78,7 +78,7 @@ for my $name (qw(nginx-minimal nginx-full)) {
 SKIP: {
     my $analyze = installed('systemd-analyze');
 
-    skip 'systemd is not installed', 4 unless $analyze;
+    skip 'systemd is not installed', 5 unless $analyze;
 
     my ($code, $out, $err) = $t->run($analyze, 'security', '--offline=true', '--threshold=15', '--no-pager',
         "$examples/affiliated.service");
@@ -90,6 +90,7 @@ SKIP: {
     ($code, $out, $err) = $t->run(installed('systemd-sysusers'), "--root=$root", "$examples/affiliated.sysusers.conf");
     is($code, 0, 'systemd-sysusers takes its file') or diag "$out$err";
     like($t->slurp("$root/etc/passwd"), qr/^affiliated:/m, 'and makes the user');
+    like($t->slurp("$root/etc/group"), qr/^redis:[^:]*:\d+:affiliated$/m, 'which Redis lets in');
 }
 
 # --- Prometheus --------------------------------------------------------------------------------------------------------------

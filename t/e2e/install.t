@@ -21,6 +21,10 @@ for my $file (qw(lib/nginx/modules/ngx_http_affiliate_module.so sbin/affiliated 
 ok(-x "$root/usr/sbin/affiliated", 'the daemon may be run');
 my ($program) = $t->slurp("$root/usr/lib/systemd/system/affiliated.service") =~ m{^ExecStart=(\S+)}m;
 ok(-x "$root$program", "where the unit looks for it: $program");
+for my $example (qw(nginx-minimal nginx-full)) {
+    my ($module) = $t->slurp("$root/usr/share/doc/affiliated/examples/$example.conf") =~ m{^load_module (\S+);}m;
+    ok(-s "$root$module", "the installed $example.conf loads the installed module: $module");
+}
 ($code, $out) = $t->run("$root/usr/sbin/affiliated", '-V');
 like($out, qr/^affiliated \d+\.\d+\.\d+$/m, 'it tells its version');
 
