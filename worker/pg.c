@@ -7,6 +7,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+
+/* Rows that wait for a backend on this host. The kernel's default is less than a millisecond of its
+ * work: it starves whenever we get the processor a little late. */
+#define PG_SEND_BUFFER 1048576
 
 static const char pg_session_sql[] =
     "set search_path = pg_catalog; set timezone = 'UTC'; set client_min_messages = 'warning'; "
@@ -78,6 +83,19 @@ pg_notice(void *data, const char *message)
     log_debug("PostgreSQL says: %s", line);
 }
 
+/* TCP sizes its buffers itself, unless told to. The kernel may grant less: then it is less. */
+static void
+pg_widen(PGconn *conn)
+{
+    int domain = 0, size = PG_SEND_BUFFER;
+    socklen_t len = sizeof(domain);
+
+    if (getsockopt(PQsocket(conn), SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 &&
+        domain == AF_UNIX) {
+        (void) setsockopt(PQsocket(conn), SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+    }
+}
+
 PGconn *
 pg_connect(const struct config *config, const char *purpose, struct pg_error *error)
 {
@@ -121,6 +139,7 @@ pg_connect(const struct config *config, const char *purpose, struct pg_error *er
         return NULL;
     }
 
+    pg_widen(conn);
     PQsetNoticeProcessor(conn, pg_notice, NULL);
     snprintf(sql, sizeof(sql), "set lock_timeout = %lld; %s",
         (long long) config->postgres.lock_timeout, pg_session_sql);
