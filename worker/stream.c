@@ -30,8 +30,8 @@
  * makes no difference, because the inbox decides. Their first also looks after the streams: replay,
  * trimming, claims, gauges.
  *
- * Memory: two loads of batch_bytes for each thread, and a read may exceed that by READ_COUNT
- * entries.
+ * Memory: two loads of batch_bytes for each thread, and a read may exceed that by READ_BYTES; only
+ * where small batches are followed by large ones, once, by READ_COUNT of the large.
  */
 
 #include "worker/stream.h"
@@ -40,8 +40,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define READ_COUNT          16 /* entries a read: 16 MiB if every one is as large as a batch may be */
-#define READ_BLOCK_MS       500 /* below redis.timeout's minimum */
+#define READ_COUNT          16              /* entries of a stream a read, at most */
+#define READ_BYTES          (1024 * 1024UL) /* a read, if its entries are like those before them */
+#define READ_BLOCK_MS       500             /* below redis.timeout's minimum */
 #define LOAD_ENTRIES_MAX    4096
 #define ENTRY_OVERHEAD      512 /* what hiredis needs around one */
 #define GAUGE_INTERVAL_MS   2000
@@ -316,6 +317,26 @@ stream_make_groups(struct stream *stream)
     return true;
 }
 
+/* From the entries behind the first `known` ones: how many of each stream the next
+ * read asks for. */
+static void
+stream_learn(struct stream *stream, const struct load *load, size_t known)
+{
+    size_t largest = 0;
+
+    for (size_t i = known; i < load->count; i++) {
+        if (load->entries[i].data.len > largest) {
+            largest = load->entries[i].data.len;
+        }
+    }
+
+    if (largest != 0) {
+        size_t fit = READ_BYTES / (largest * stream->streams);
+
+        stream->read_count = fit < 1 ? 1 : fit > READ_COUNT ? READ_COUNT : (unsigned) fit;
+    }
+}
+
 /* What one XREADGROUP brought goes into the load. `*got` is the number of entries. */
 static bool
 stream_take(struct stream *stream, struct load *load, redisReply *reply, size_t *got)
@@ -356,6 +377,7 @@ stream_take(struct stream *stream, struct load *load, redisReply *reply, size_t 
         }
     }
 
+    stream_learn(stream, load, before);
     *got = load->count - before;
     return true;
 }
@@ -381,7 +403,7 @@ stream_read(struct stream *stream, struct load *load, int64_t block_ms, size_t *
     int argc = 0;
     redisReply *reply;
 
-    snprintf(count, sizeof(count), "%d", READ_COUNT);
+    snprintf(count, sizeof(count), "%u", stream->read_count);
     argv[argc++] = "XREADGROUP";
     argv[argc++] = "GROUP";
     argv[argc++] = STREAM_GROUP;
@@ -431,6 +453,7 @@ stream_gather(struct stream *stream, struct load *load, bool wait)
     while (!load_full(stream, load)) {
         int64_t block = 0;
         bool history = stream_in_history(stream);
+        unsigned asked = stream->read_count;
         size_t got;
 
         if (wait && !history) {
@@ -450,7 +473,7 @@ stream_gather(struct stream *stream, struct load *load, bool wait)
 
         /* A full read means that more is waiting; the end of the history, that new entries may be.
          */
-        if (got < READ_COUNT && !history && (!wait || load->count == 0 || block == 0)) {
+        if (got < asked && !history && (!wait || load->count == 0 || block == 0)) {
             break;
         }
     }
@@ -1130,8 +1153,10 @@ stream_replay_one(struct stream *stream, unsigned index)
 
     while (!role_should_end(stream->role)) {
         const char *last = NULL;
-        redisReply *reply = redis_command(&stream->redis, "XRANGE %s %s %s COUNT %d",
-            stream->keys[index], from, state.last_delivered, READ_COUNT);
+        size_t known = stream->load.count;
+        unsigned asked = stream->read_count;
+        redisReply *reply = redis_command(&stream->redis, "XRANGE %s %s %s COUNT %u",
+            stream->keys[index], from, state.last_delivered, asked);
         size_t got = reply == NULL ? 0 : reply->elements;
 
         if (reply == NULL) {
@@ -1143,17 +1168,18 @@ stream_replay_one(struct stream *stream, unsigned index)
             return role_failed(stream->role, "out of memory");
         }
 
+        stream_learn(stream, &stream->load, known);
         entries += got;
         if (last != NULL) {
             snprintf(from, sizeof(from), "(%s", last);
         }
 
-        if (stream->load.count != 0 && (got < READ_COUNT || load_full(stream, &stream->load)) &&
+        if (stream->load.count != 0 && (got < asked || load_full(stream, &stream->load)) &&
             !stream_process(stream, false)) {
             return false;
         }
 
-        if (got < READ_COUNT) {
+        if (got < asked) {
             role_count(stream->role, COUNTER_REPLAYED, entries);
             if (entries != 0) {
                 log_info("%s: replayed %llu entries of the last %lld s", stream->keys[index],
@@ -1281,6 +1307,7 @@ stream_serve(struct role *role, const struct stream_kind *kind, int64_t batch_by
         .streams = (unsigned) role->config->redis.streams,
         .batch_bytes = batch_bytes,
         .batch_delay_ms = batch_delay_ms,
+        .read_count = 1,
         .data = data};
     bool ok = false;
 

@@ -94,6 +94,7 @@ struct stream {
     char consumer[160];
     char (*keys)[64];       /* aff:<name>:N */
     char (*cursors)[48];    /* own pending entries read so far; empty: done, read new ones */
+    unsigned read_count;    /* entries of each stream that the next read asks for */
     struct load load, next; /* at work; read ahead while PostgreSQL commits */
 
     struct dead_letter *dead;

@@ -72,5 +72,20 @@ $t->wait_until('three streams', sub { clicks($t) >= 1200 });
 drained($t, 3);
 clicks_are($t, 1200, 'three streams are drained, each once');
 is_deeply([map { acknowledged($t, $_) } @made], [8, 8, 8], 'and acknowledged');
+
+# --- batches as large as they may be ------------------------------------------------------------------------------------
+
+$t->daemon_stop;
+$t->psql('truncate affiliate.click');
+$t->redis('FLUSHALL');
+produce($t, seed => $seed + 20, count => 250_000, batch_records => 100_000, batch_bytes => 1_000_000);
+$t->daemon_start(conf => { redis => { streams => 1 } });
+drained($t);
+is(clicks($t), 250_000, 'large batches are applied');
+SKIP: {
+    skip 'a sanitizer takes memory, too', 1 if $ENV{AFFILIATED_BUILD};
+    my ($kib) = $t->slurp("/proc/$t->{processes}{daemon}/status") =~ /^VmHWM:\s+(\d+)/m;
+    cmp_ok($kib, '<', 64 * 1024, 'and a read asks for fewer of them, so that memory stays bounded');
+}
 is_deeply(dead($t), {}, 'no dead letters');
 done_testing();
