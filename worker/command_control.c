@@ -112,53 +112,42 @@ static int
 audit_command(struct config *config, int argc, char **argv)
 {
     struct control_args args;
-    struct pg_error error;
-    json_t *rows = json_array();
-    PGresult *result = NULL;
-    PGconn *conn;
+    json_t *rows = NULL;
+    PGconn *conn = NULL;
     int code = COMMAND_USAGE;
 
-    if (!control_parse(&args, argc - 1, argv + 1) || args.operands != 0 ||
-        json_object_size(args.fields) != 0) {
-        fprintf(stderr, "affiliated audit: takes nothing but --json\n");
+    if (!control_parse(&args, argc - 1, argv + 1) || args.operands != 0) {
+        fprintf(stderr, "affiliated audit: takes nothing but --since and --json\n");
         control_args_free(&args);
-        json_decref(rows);
         return code;
     }
 
     code = COMMAND_FAILED;
     conn = control_connect(config, "audit");
     if (conn != NULL) {
-        result = pg_query(conn, "select to_jsonb(a) from affiliate.audit() a", 0, NULL, 0, &error);
-        if (result == NULL) {
-            control_failed(&error);
-        }
+        rows = control_call(conn, "audit_run", args.fields, &code);
     }
 
-    for (int i = 0; result != NULL && i < PQntuples(result); i++) {
-        json_array_append_new(rows, json_loads(PQgetvalue(result, i, 0), JSON_DECODE_ANY, NULL));
-    }
-
-    if (result != NULL) {
+    if (rows != NULL) {
         control_print(rows, "invariant", true, args.json);
-        if (PQntuples(result) == 0 && !args.json) {
+        if (json_array_size(rows) == 0 && !args.json) {
             puts("the books hold");
         }
 
-        code = PQntuples(result) == 0 ? control_flush() : COMMAND_FAILED;
+        code = json_array_size(rows) == 0 ? control_flush() : COMMAND_FAILED;
     }
 
-    PQclear(result);
+    json_decref(rows);
     PQfinish(conn);
     control_args_free(&args);
-    json_decref(rows);
     return code;
 }
 
 const struct command control_commands[] = {
     {"status", status_command, "[--json|--prometheus]", "what the running daemon does"},
-    {"audit", audit_command, "[--json]",
-        "prove the books; prints what is broken, exit code 1 if anything is"},
+    {"audit", audit_command, "[--since TIME|SPAN] [--json]",
+        "prove the books; prints what is broken, exit code 1 if anything is. With --since, orders "
+        "that changed since then, and every sum"},
     {"balance", balance_command, "[MERCHANT] [--affiliate N] [--owner WHOSE] [--json]",
         "what each account holds"},
     {"merchant", noun_command,

@@ -131,13 +131,20 @@ like($out, qr/250\.10/, 'also as a table');
 wrong(qr/order: merchant \d+ has none with id 'x'/, 'order', 'show', 'x', '--merchant', $w->{merchant});
 wrong(qr/decision: must be accept or reject/, 'order', 'review', @order, qw(--decision maybe --reason x));
 wrong(qr/owner: must be affiliate, merchant or platform/, qw(balance --owner me));
-wrong(qr/takes nothing but --json/, 'audit', 'now');
+wrong(qr/takes nothing but --since and --json/, 'audit', 'now');
+wrong(qr/since: must be a span of time/, qw(audit --since yesterday));
+wrong(qr/since: must be a time/, qw(audit --since 2026-13-01));
+wrong(qr/color: is not a field/, qw(audit --color red));
 wrong(qr/dead_letter: must be an id/, qw(dead-letters replay x));
 wrong(qr/takes ids, or --reason/, qw(dead-letters replay));
 wrong(qr/say what to do: list show replay/, qw(dead-letters bury));
 wrong(qr/there is none with id 1/, qw(dead-letters show 1));
 
 books_hold($t);
+for my $since ('1 hour', '2026-01-01T00:00:00Z') {
+    ($code, $out, $err) = $t->cli('audit', '--since', $since);
+    is("$code $out", "0 the books hold\n", "also those since $since") or diag $err;
+}
 for my $corruption (
     ['affiliate.account set credits_minor = credits_minor + 1 where owner = \'affiliate\' and kind = \'pending\' and credits_minor > 0', qr/account is the sum of its transfers/],
     ['affiliate.order_fact set amount_minor = amount_minor + 1 where order_id = \'' . "order-$of{seed}-1'", qr/facts are what the conversions say/],
@@ -147,9 +154,11 @@ for my $corruption (
     my ($change, $finds) = @$corruption;
     my ($table) = $change =~ /^(\S+)/;
     $t->psql("create table public.kept as select * from $table; set session_replication_role = replica; update $change");
-    ($code, $out, $err) = $t->cli('audit', '--json');
-    is($code, 1, 'the audit finds a corruption: ' . ($change =~ s/ where.*//r)) or diag $err;
-    ok(scalar(grep { JSON::PP::decode_json($_)->{invariant} =~ $finds } split /\n/, $out), 'and names what is broken') or diag $out;
+    for my $since ([], ['--since', '1 hour']) {
+        ($code, $out, $err) = $t->cli('audit', '--json', @$since);
+        is($code, 1, "the audit @$since finds a corruption: " . ($change =~ s/ where.*//r)) or diag $err;
+        ok(scalar(grep { JSON::PP::decode_json($_)->{invariant} =~ $finds } split /\n/, $out), 'and names what is broken') or diag $out;
+    }
     $t->psql("set session_replication_role = replica; delete from $table; insert into $table overriding system value select * from public.kept; drop table public.kept");
 }
 books_hold($t, 'mended, they hold again');

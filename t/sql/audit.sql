@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(22);
+select plan(34);
 
 select pg_temp.click(1) \g /dev/null
 select pg_temp.stage(jsonb_build_object('order', n, 'status', 'approved', 'amount', 10000, 'key', 'k' || n,
@@ -17,52 +17,77 @@ select pg_temp.report(jsonb_build_object('order', 'waits', 'status', 'pending', 
 select affiliate.release_holds(10) \g /dev/null
 select is_empty($$ select pg_temp.audit() $$, 'the books are right to begin with');
 
--- Does the damage, asks the audit, and undoes it.
+-- Does the damage, asks the audit, of everything and of what is new, and undoes it.
 create function pg_temp.sees(p_damage text, p_invariant text)
 returns text
 language plpgsql
 as $$
 declare
     seen text[];
+    seen_since text[];
 begin
     begin
         execute p_damage;
         select array_agg(distinct a.invariant) into seen from affiliate.audit() a;
+        select array_agg(distinct a.invariant) into seen_since from affiliate.audit(now() - interval '1 minute') a;
         raise exception using errcode = 'UE001';
     exception when sqlstate 'UE001' then
         null;
     end;
-    return is(p_invariant = any (coalesce(seen, '{}')), true, format('%s: %s', p_invariant, p_damage));
+    return is(p_invariant = any (seen) and p_invariant = any (seen_since), true, format('%s: %s', p_invariant, p_damage));
 end
 $$;
 
-select pg_temp.sees(damage, invariant)
-  from (values
-           ('update affiliate.account set credits_minor = credits_minor + 1 where owner = ''affiliate'' and kind = ''pending''',
-            'balances sum to zero'),
-           ('update affiliate.account set credits_minor = credits_minor + 1, debits_minor = debits_minor + 1 where kind = ''payable''',
-            'account is the sum of its transfers'),
-           ('update affiliate.transfer set amount_minor = amount_minor + 1 where cause_kind = 1 and code = 1',
-            'posted is the position'),
-           ('delete from affiliate.transfer where cause_kind = 1 and code = 2', 'posted is the position'),
-           ('update affiliate.transfer set currency = ''USD'' where code = 1', 'transfer stays in its mode and currency'),
-           ('update affiliate.transfer set livemode = false where code = 1', 'transfer stays in its mode and currency'),
-           ('update affiliate.transfer set cause_id = -5 where cause_kind = 2 and code = 11', 'transfer has a cause'),
-           ('update affiliate.transfer set cause_revision = 99 where code = 3', 'transfer has a cause'),
-           ('update affiliate.release set commission_minor = commission_minor + 1', 'release is the sum of its orders'),
-           ('delete from affiliate.transfer where code = 13', 'release is posted'),
-           ('update affiliate.release set released_at = now() - interval ''1 day''', 'released only when due'),
-           ('update affiliate.release_item set release_id = -1', 'released item has a release and an order'),
-           ('update affiliate.transfer set amount_minor = 999999 where code = 3', 'reversed at most what was earned'),
-           ('delete from affiliate.hold', 'held is what waits'),
-           ('update affiliate.order_fact set amount_minor = amount_minor + 10', 'facts are what the conversions say'),
-           ('update affiliate.order_fact set posted_commission_minor = 1', 'order remembers what is posted'),
-           ('update affiliate.order_fact set outcome = ''rejected'', problem = ''bot_click''', 'outcome follows from the facts'),
-           ('delete from affiliate.waiting', 'waiting conversion is waited for'),
-           ('update affiliate.click set livemode = false', 'livemode never mixes'),
-           ('update affiliate.inbox set records = records + 1 where channel = 2', 'batch is accounted for'),
-           ('update affiliate.conversion set record = 1', 'batch is applied exactly once')
-       ) as t(damage, invariant);
+create temp table planted (damage text, invariant text);
+insert into planted values
+    ('update affiliate.account set credits_minor = credits_minor + 1 where owner = ''affiliate'' and kind = ''pending''',
+     'balances sum to zero'),
+    ('update affiliate.account set credits_minor = credits_minor + 1, debits_minor = debits_minor + 1 where kind = ''payable''',
+     'account is the sum of its transfers'),
+    ('update affiliate.transfer set amount_minor = amount_minor + 1 where cause_kind = 1 and code = 1',
+     'posted is the position'),
+    ('delete from affiliate.transfer where cause_kind = 1 and code = 2', 'posted is the position'),
+    ('update affiliate.transfer set currency = ''USD'' where code = 1', 'transfer stays in its mode and currency'),
+    ('update affiliate.transfer set livemode = false where code = 1', 'transfer stays in its mode and currency'),
+    ('update affiliate.transfer set cause_id = -5 where cause_kind = 2 and code = 11', 'transfer has a cause'),
+    ('update affiliate.transfer set cause_revision = 99 where code = 3', 'transfer has a cause'),
+    ('update affiliate.release set commission_minor = commission_minor + 1', 'release is the sum of its orders'),
+    ('delete from affiliate.transfer where code = 13', 'release is posted'),
+    ('update affiliate.release_item set due_at = now() + interval ''1 day''', 'released only when due'),
+    ('update affiliate.release_item set release_id = -1', 'released item has a release and an order'),
+    ('update affiliate.transfer set amount_minor = 999999 where code = 3', 'reversed at most what was earned'),
+    ('delete from affiliate.hold', 'held is what waits'),
+    ('update affiliate.order_fact set amount_minor = amount_minor + 10', 'facts are what the conversions say'),
+    ('update affiliate.order_fact set posted_commission_minor = 1', 'order remembers what is posted'),
+    ('update affiliate.order_fact set outcome = ''rejected'', problem = ''bot_click''', 'outcome follows from the facts'),
+    ('delete from affiliate.waiting', 'waiting conversion is waited for'),
+    ('update affiliate.click set livemode = false', 'livemode never mixes'),
+    ('update affiliate.inbox set records = records + 1 where channel = 2', 'batch is accounted for'),
+    ('update affiliate.conversion set record = 1', 'batch is applied exactly once'),
+    ('update affiliate.release_item set commission_minor = commission_minor - 1', 'posted is the position'),
+    ('update affiliate.release set affiliate_id = 900012', 'posted is the position'),
+    ('delete from affiliate.account where kind = ''pending''', 'posted is the position'),
+    ('update affiliate.order_fact set posted_payable = true', 'posted is the position'),
+    ('update affiliate.hold set due_at = due_at + interval ''1 second''', 'held is what waits'),
+    ('insert into affiliate.hold select merchant_id, order_no, now(), affiliate_id, 1, 1, revision, livemode, currency '
+     'from affiliate.order_fact where order_id = ''released''', 'held is what waits'),
+    ('delete from affiliate.conversion', 'facts are what the conversions say'),
+    ('delete from affiliate.conversion', 'batch is applied exactly once'),
+    ('update affiliate.inbox set conversions = conversions + 1', 'batch is applied exactly once'),
+    ('delete from affiliate.inbox', 'conversion came with a batch'),
+    ('update affiliate.conversion set order_id = ''another''', 'conversion belongs to an order');
+
+select pg_temp.sees(damage, invariant) from planted;
+
+select is_empty($$
+    select i.name
+      from pg_proc p
+     cross join lateral (select unnest(regexp_matches(p.prosrc, 'select ''([a-z ]+)''', 'g'))) as i(name)
+     where p.pronamespace = 'affiliate'::regnamespace
+       and p.proname like 'audit\_%'
+    except
+    select invariant from planted
+$$, 'every invariant is broken here');
 
 select * from finish();
 rollback;
