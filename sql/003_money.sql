@@ -286,6 +286,10 @@ return case p_reason
            when 'invalid_record' then 'A field of the record is missing or out of its range.'
            when 'malformed_record' then 'The record could not be read.'
            when 'corrupt_frame' then 'The record was damaged on its way; the rest of its batch is lost with it.'
+           when 'refused' then 'The database refused the record; the detail says why.'
+           when 'malformed_batch' then 'The entry could not be read as a batch.'
+           when 'forged_batch' then 'The batch was signed with none of the master keys.'
+           when 'wrong_channel' then 'The batch came in on another channel than it was made for.'
            when 'no_partition' then 'There is no partition for the day of the click.'
            else p_reason
        end;
