@@ -79,7 +79,7 @@ is(balance('affiliate', 'payable'), '100.00', 'the commission of what was kept')
 # --- by postback ---------------------------------------------------------------------------------------------------------
 
 ($id) = $t->get("/r/$w->{link}")->{headers}{location} =~ /affiliate_click_id=([0-9a-z]+)/;
-$r = $t->postback($w->{key}, click_id => $id, order_id => 'NP-1002', status => 'approved', amount => '10.00', currency => 'NPR');
+$r = $t->postback($w->{key}, { click_id => $id, order_id => 'NP-1002', status => 'approved', amount => '10.00', currency => 'NPR' });
 is($r->{status}, 202, 'a postback is accepted') or diag $r->{raw};
 reaches('NP-1002', 'payable');
 

@@ -26,5 +26,5 @@ $t->pg_start;
 my $list = join ', ', map { "('$_')" } sort keys %given;
 is($t->psql("select r from (values $list) v(r) where affiliate.reason_sentence(r) = r"), '', 'each has a sentence');
 my %told = map { $_ => 1 } $t->psql(q{select pg_get_functiondef('affiliate.reason_sentence'::regproc)}) =~ /WHEN '(\w+)'/g;
-is(join(' ', grep { !$given{$_} } sort keys %told), '', 'and no sentence is without a reason');
+is(join(' ', sort keys %told), join(' ', sort keys %given), 'and no sentence is without a reason');
 done_testing();

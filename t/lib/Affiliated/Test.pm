@@ -48,7 +48,7 @@ package Affiliated::Test;
 # click_id(%fields)    a genuine one: merchant, livemode, at_ms
 # sign(key, %o)        headers of a signed call: method, path, body, idempotency_key, timestamp
 # call(key, $body, %o) a signed POST to /v1/conversions: %o also path, headers
-# postback(key, %fields)    a signed GET of /pb with these parameters
+# postback(key, \%fields | query, %o)  a signed GET of /pb with these parameters, or this query
 # daemon_start(%o)     affiliated run; conf => {section => {name => value}} changes, roles => [...]; daemon_stop, daemon_kill
 # cli(@args)           (exit code, stdout, stderr) of affiliated;  cli_json(@args) its rows; dies when it fails
 # world(%o)            through the CLI: merchant, campaign, affiliate, link, test link, keys; a hash of their ids
@@ -1042,16 +1042,19 @@ sub call
     return $r;
 }
 
-# The query is signed as sent, up to sig, which comes last.
+sub _percent { my $text = shift; $text =~ s/([^A-Za-z0-9_.~-])/sprintf '%%%02X', ord $1/ge; return $text }
+
+# The query is signed as sent, up to sig, which comes last. %o: ts, idempotency, location, form of sig (sprintf), tail behind it
 sub postback
 {
-    my ($self, $key, %fields) = @_;
-    my $location = delete $fields{location} || '/pb';
-    my %query = (key => $key->{id}, ts => int(time()), %fields);
-    my $target = "$location?" . join '&', map { "$_=$query{$_}" } sort keys %query;
-    my $text = join "\n", 'v1', $query{ts}, 'GET', $target,
-        defined $query{idempotency} ? $query{idempotency} : '', '';
-    my $r = $self->request('GET', "$target&sig=" . Digest::SHA::hmac_sha256_hex($text, $key->{secret}));
+    my ($self, $key, $fields, %o) = @_;
+    my $ts = $o{ts} || int(time());
+    my $query = ref $fields ? join '&', map { "$_=" . _percent($fields->{$_}) } sort keys %$fields : $fields;
+    my $target = ($o{location} || '/pb') . "?key=$key->{id}&ts=$ts"
+        . (defined $o{idempotency} ? "&idempotency=$o{idempotency}" : '') . "&$query";
+    my $text = join "\n", 'v1', $ts, 'GET', $target, $o{idempotency} || '', '';
+    my $sig = sprintf $o{form} || 'v1=%s', Digest::SHA::hmac_sha256_hex($text, $key->{secret});
+    my $r = $self->request('GET', "$target&sig=$sig" . ($o{tail} || ''));
 
     $r->{json} = eval { JSON::PP::decode_json($r->{body}) };
     return $r;
