@@ -14,12 +14,46 @@
 #define NGX_HTTP_AFFILIATE_BUCKET_US          50   /* the first bound */
 
 
+/* What is not in the statistics, but asked of the zone and its cache. */
+typedef struct {
+    uint64_t                             zone_size;
+    uint64_t                             cache_size;
+    uint64_t                             cache_used;
+    uint64_t                             links;
+    uint64_t                             keys;
+    uint64_t                             negatives;
+    uint64_t                             evictions;
+    uint64_t                             resets;
+} ngx_http_affiliate_status_zone_t;
+
+
+/* An answer that is being written. */
+typedef struct {
+    ngx_http_affiliate_text_t            text;
+    ngx_http_affiliate_main_conf_t      *amcf;
+    ngx_http_affiliate_status_zone_t     zone;
+} ngx_http_affiliate_status_t;
+
+
 /* How slots become one value, and how that is written. */
 typedef enum {
     NGX_HTTP_AFFILIATE_COUNTER = 0,
     NGX_HTTP_AFFILIATE_GAUGE,
-    NGX_HTTP_AFFILIATE_AGE       /* of the oldest unix ms, in seconds */
+    NGX_HTTP_AFFILIATE_AGE,           /* of the oldest unix ms, in seconds */
+    NGX_HTTP_AFFILIATE_TIME,          /* a histogram */
+    NGX_HTTP_AFFILIATE_ZONE_COUNTER,  /* the offset is in the zone's */
+    NGX_HTTP_AFFILIATE_ZONE_GAUGE
 } ngx_http_affiliate_metric_e;
+
+
+typedef struct {
+    const char                          *name;    /* NULL: none */
+    ngx_uint_t                           n;
+    const char *const                   *values;  /* "" is left out; NULL:
+                                                     names of verdicts */
+} ngx_http_affiliate_metric_label_t;
+
+#define NGX_HTTP_AFFILIATE_METRIC_LABELS  2
 
 
 typedef struct {
@@ -27,55 +61,42 @@ typedef struct {
     const char                          *help;
     ngx_http_affiliate_metric_e          type;
     size_t                               offset;  /* in the statistics */
-    const char                          *label;   /* NULL: a single value */
-    const char *const                   *values;  /* of the label; NULL ends,
-                                                     "" is left out */
+    ngx_http_affiliate_metric_label_t    labels
+                                           [NGX_HTTP_AFFILIATE_METRIC_LABELS];
 } ngx_http_affiliate_metric_t;
 
 
-typedef struct {
-    const char                          *name;
-    const char                          *help;
-    size_t                               offset;
-} ngx_http_affiliate_metric_time_t;
-
-
-/* What is not in the statistics, but asked of the zone and its cache. */
-typedef struct {
-    const char                          *name;
-    const char                          *help;
-    ngx_http_affiliate_metric_e          type;
-    uint64_t                             value;
-} ngx_http_affiliate_metric_zone_t;
-
-#define NGX_HTTP_AFFILIATE_METRIC_ZONES  8
-
-
 static ngx_int_t ngx_http_affiliate_status_handler(ngx_http_request_t *r);
-static void ngx_http_affiliate_status_json(ngx_http_affiliate_text_t *text,
-    ngx_http_affiliate_main_conf_t *amcf);
-static void ngx_http_affiliate_status_prometheus(
-    ngx_http_affiliate_text_t *text, ngx_http_affiliate_main_conf_t *amcf);
-static void ngx_http_affiliate_status_head(ngx_http_affiliate_text_t *text,
-    const char *name, const char *help, ngx_http_affiliate_metric_e type);
+static void ngx_http_affiliate_status_json(ngx_http_affiliate_status_t *st);
+static void ngx_http_affiliate_status_json_values(
+    ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric, ngx_uint_t depth,
+    ngx_uint_t i);
 static void ngx_http_affiliate_status_json_time(
-    ngx_http_affiliate_text_t *text, ngx_http_affiliate_main_conf_t *amcf,
-    const ngx_http_affiliate_metric_time_t *metric);
+    ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric);
+static void ngx_http_affiliate_status_prometheus(
+    ngx_http_affiliate_status_t *st);
+static void ngx_http_affiliate_status_prometheus_values(
+    ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric);
 static void ngx_http_affiliate_status_prometheus_time(
-    ngx_http_affiliate_text_t *text, ngx_http_affiliate_main_conf_t *amcf,
-    const ngx_http_affiliate_metric_time_t *metric);
-static void ngx_http_affiliate_status_value(ngx_http_affiliate_text_t *text,
-    ngx_http_affiliate_main_conf_t *amcf,
+    ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric);
+static const char *ngx_http_affiliate_status_label(
+    const ngx_http_affiliate_metric_label_t *label, ngx_uint_t i);
+static void ngx_http_affiliate_status_value(ngx_http_affiliate_status_t *st,
     const ngx_http_affiliate_metric_t *metric, ngx_uint_t i);
+static uint64_t ngx_http_affiliate_status_time(
+    ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric, uint64_t *counts);
 static uint64_t ngx_http_affiliate_status_sum(
     ngx_http_affiliate_main_conf_t *amcf, size_t offset);
 static uint64_t ngx_http_affiliate_status_oldest(
     ngx_http_affiliate_main_conf_t *amcf, size_t offset);
 static ngx_atomic_uint_t ngx_http_affiliate_status_slot(
     ngx_http_affiliate_main_conf_t *amcf, ngx_uint_t n, size_t offset);
-static void ngx_http_affiliate_status_zone(
-    ngx_http_affiliate_main_conf_t *amcf,
-    ngx_http_affiliate_metric_zone_t *metrics);
+static void ngx_http_affiliate_status_zone(ngx_http_affiliate_status_t *st);
 
 
 static ngx_http_affiliate_stats_t   ngx_http_affiliate_stats_dummy;
@@ -85,159 +106,206 @@ ngx_http_affiliate_stats_t         *ngx_http_affiliate_stats =
 
 /* By ngx_http_affiliate_cache_status_e. */
 static const char *const  ngx_http_affiliate_status_cache[] =
-    { "none", "hit", "miss", "stale", "updating", "negative", "unknown",
-      NULL };
+    { "none", "hit", "miss", "stale", "updating", "negative", "unknown" };
 
 /* By ngx_http_affiliate_conversion_code_e. */
 static const char *const  ngx_http_affiliate_status_codes[] =
     { "accepted", "replayed", "bad_request", "unknown_key", "clock_skew",
       "bad_signature", "too_large", "media_type", "invalid", "key_reused",
-      "limited", "unavailable", NULL };
+      "limited", "unavailable" };
 
 /* By ngx_http_affiliate_connection_e. */
 static const char *const  ngx_http_affiliate_status_connections[] =
-    { "lookup", "ship", "subscribe", NULL };
+    { "lookup", "ship", "subscribe" };
 
 /* By enum aff_channel. */
 static const char *const  ngx_http_affiliate_status_channels[] =
-    { "", "clicks", "conversions", NULL };
+    { "", "clicks", "conversions" };
 
 _Static_assert(sizeof(ngx_http_affiliate_status_cache) / sizeof(char *)
-               == NGX_HTTP_AFFILIATE_CACHE_STATUSES + 1,
+               == NGX_HTTP_AFFILIATE_CACHE_STATUSES,
                "a cache status has no name");
 _Static_assert(sizeof(ngx_http_affiliate_status_codes) / sizeof(char *)
-               == NGX_HTTP_AFFILIATE_CONV_CODES + 1,
+               == NGX_HTTP_AFFILIATE_CONV_CODES,
                "a conversion's code has no name");
 _Static_assert(sizeof(ngx_http_affiliate_status_connections) / sizeof(char *)
-               == NGX_HTTP_AFFILIATE_CONNS + 1,
+               == NGX_HTTP_AFFILIATE_CONNS,
                "a connection has no name");
 
 
 #define ngx_http_affiliate_offset(field)                                     \
     offsetof(ngx_http_affiliate_stats_t, field)
+#define ngx_http_affiliate_zone_offset(field)                                \
+    offsetof(ngx_http_affiliate_status_zone_t, field)
+
+#define ngx_http_affiliate_label(name, values)                               \
+    { name, sizeof(values) / sizeof(char *), values }
+
+#define NGX_HTTP_AFFILIATE_UNLABELLED  { { NULL, 0, NULL }, { NULL, 0, NULL } }
+#define NGX_HTTP_AFFILIATE_BY_VERDICT                                        \
+    { { "verdict", AFF_VERDICTS, NULL },                                     \
+      ngx_http_affiliate_label("cache", ngx_http_affiliate_status_cache) }
+#define NGX_HTTP_AFFILIATE_BY_CODE                                           \
+    { ngx_http_affiliate_label("code", ngx_http_affiliate_status_codes),     \
+      { NULL, 0, NULL } }
+#define NGX_HTTP_AFFILIATE_BY_CHANNEL                                        \
+    { ngx_http_affiliate_label("channel",                                    \
+                               ngx_http_affiliate_status_channels),          \
+      { NULL, 0, NULL } }
+#define NGX_HTTP_AFFILIATE_BY_CONNECTION                                     \
+    { ngx_http_affiliate_label("connection",                                 \
+                               ngx_http_affiliate_status_connections),       \
+      { NULL, 0, NULL } }
 
 
 static const ngx_http_affiliate_metric_t  ngx_http_affiliate_metrics[] = {
 
+    { "zone_size_bytes", "Size of the shared zone.",
+      NGX_HTTP_AFFILIATE_ZONE_GAUGE, ngx_http_affiliate_zone_offset(zone_size),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
+
+    { "cache_size_bytes", "What of the zone is for links and keys.",
+      NGX_HTTP_AFFILIATE_ZONE_GAUGE,
+      ngx_http_affiliate_zone_offset(cache_size),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
+
+    { "cache_used_bytes", "What of that is used.",
+      NGX_HTTP_AFFILIATE_ZONE_GAUGE,
+      ngx_http_affiliate_zone_offset(cache_used),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
+
+    { "cache_links", "Links in the cache.",
+      NGX_HTTP_AFFILIATE_ZONE_GAUGE, ngx_http_affiliate_zone_offset(links),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
+
+    { "cache_keys", "API keys in the cache.",
+      NGX_HTTP_AFFILIATE_ZONE_GAUGE, ngx_http_affiliate_zone_offset(keys),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
+
+    { "cache_negatives", "Codes and keys known not to exist.",
+      NGX_HTTP_AFFILIATE_ZONE_GAUGE, ngx_http_affiliate_zone_offset(negatives),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
+
+    { "cache_evictions_total", "Entries that made room for others.",
+      NGX_HTTP_AFFILIATE_ZONE_COUNTER,
+      ngx_http_affiliate_zone_offset(evictions),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
+
+    { "cache_resets_total", "Caches emptied after a worker's death in them.",
+      NGX_HTTP_AFFILIATE_ZONE_COUNTER, ngx_http_affiliate_zone_offset(resets),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
+
+    { "redirects_total", "Redirects by verdict and cache status.",
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(redirects),
+      NGX_HTTP_AFFILIATE_BY_VERDICT },
+
     { "fallbacks_total", "Visitors sent to a fallback URL.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(fallbacks), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(fallbacks),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "not_found_total", "Codes answered 404.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(not_found), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(not_found),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "gone_total", "Expired and paused links answered 410.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(gone), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(gone),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "unavailable_total", "Codes that could not be looked up, answered 503.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(unavailable), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(unavailable),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "conversions_total", "Merchants' calls by what became of them.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(conversions), "code",
-      ngx_http_affiliate_status_codes },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(conversions),
+      NGX_HTTP_AFFILIATE_BY_CODE },
 
     { "lookups_total", "Questions to Redis about links and keys.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(lookups), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(lookups),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "lookup_errors_total", "Questions to Redis without a usable answer.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(lookup_errors), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(lookup_errors),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "invalidations_total", "Invalidations of cached links and keys.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(invalidations), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(invalidations),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "recorded_total", "Records written into the spool.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(recorded), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(recorded),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "dropped_total", "Records that the spool could not take.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(dropped), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(dropped),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "shipped_records_total", "Records sent to Redis.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(shipped), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(shipped),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "shipped_batches_total", "Batches sent to Redis.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(batches), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(batches),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "resent_batches_total", "Batches sent to Redis again.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(resent), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(resent),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "adopted_segments_total", "Spool segments taken over from other workers.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(adopted), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(adopted),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "released_segments_total", "Spool segments that PostgreSQL has whole.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(released), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(released),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "corrupt_frames_total", "Torn or damaged frames found in the spool.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(corrupt), NULL, NULL },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(corrupt),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "redis_connects_total", "Connections made to Redis.",
-      NGX_HTTP_AFFILIATE_COUNTER,
-      ngx_http_affiliate_offset(connects), "connection",
-      ngx_http_affiliate_status_connections },
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(connects),
+      NGX_HTTP_AFFILIATE_BY_CONNECTION },
 
     { "redis_connected", "Workers that are connected to Redis now.",
-      NGX_HTTP_AFFILIATE_GAUGE,
-      ngx_http_affiliate_offset(connected), "connection",
-      ngx_http_affiliate_status_connections },
+      NGX_HTTP_AFFILIATE_GAUGE, ngx_http_affiliate_offset(connected),
+      NGX_HTTP_AFFILIATE_BY_CONNECTION },
 
     { "spool_bytes", "Bytes that PostgreSQL has not acknowledged.",
-      NGX_HTTP_AFFILIATE_GAUGE,
-      ngx_http_affiliate_offset(spool_bytes), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_GAUGE, ngx_http_affiliate_offset(spool_bytes),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "spool_oldest_seconds", "Age of the oldest unacknowledged record.",
-      NGX_HTTP_AFFILIATE_AGE,
-      ngx_http_affiliate_offset(spool_oldest), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_AGE, ngx_http_affiliate_offset(spool_oldest),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "spool_unsent_records", "Records that Redis has not got yet.",
-      NGX_HTTP_AFFILIATE_GAUGE,
-      ngx_http_affiliate_offset(spool_unsent), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_GAUGE, ngx_http_affiliate_offset(spool_unsent),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "spool_full", "Workers whose spool takes no records now.",
-      NGX_HTTP_AFFILIATE_GAUGE,
-      ngx_http_affiliate_offset(spool_full), "channel",
-      ngx_http_affiliate_status_channels },
+      NGX_HTTP_AFFILIATE_GAUGE, ngx_http_affiliate_offset(spool_full),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
     { "parked_requests", "Requests that wait for Redis or for the disk.",
-      NGX_HTTP_AFFILIATE_GAUGE,
-      ngx_http_affiliate_offset(parked), NULL, NULL },
+      NGX_HTTP_AFFILIATE_GAUGE, ngx_http_affiliate_offset(parked),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
-    { NULL, NULL, 0, 0, NULL, NULL }
-};
-
-
-static const ngx_http_affiliate_metric_time_t
-    ngx_http_affiliate_metric_times[] =
-{
     { "lookup_duration_seconds", "Time that questions to Redis took.",
-      ngx_http_affiliate_offset(lookup_time) },
+      NGX_HTTP_AFFILIATE_TIME, ngx_http_affiliate_offset(lookup_time),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
     { "request_duration_seconds", "Time that requests took in all.",
-      ngx_http_affiliate_offset(total_time) },
+      NGX_HTTP_AFFILIATE_TIME, ngx_http_affiliate_offset(total_time),
+      NGX_HTTP_AFFILIATE_UNLABELLED },
 
-    { NULL, NULL, 0 }
+    { NULL, NULL, 0, 0, NGX_HTTP_AFFILIATE_UNLABELLED }
 };
+
+
+/* By ngx_http_affiliate_metric_e. */
+static const char *const  ngx_http_affiliate_metric_types[] =
+    { "counter", "gauge", "gauge", "histogram", "counter", "gauge" };
 
 
 void
@@ -262,9 +330,8 @@ ngx_http_affiliate_status_handler(ngx_http_request_t *r)
 {
     ngx_int_t                        rc;
     const char                      *type;
-    ngx_http_affiliate_text_t        text;
+    ngx_http_affiliate_status_t      st;
     ngx_http_affiliate_loc_conf_t   *alcf;
-    ngx_http_affiliate_main_conf_t  *amcf;
 
     if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
         return NGX_HTTP_NOT_ALLOWED;
@@ -277,288 +344,271 @@ ngx_http_affiliate_status_handler(ngx_http_request_t *r)
     }
 
     alcf = ngx_http_get_module_loc_conf(r, ngx_http_affiliate_module);
-    amcf = ngx_http_get_module_main_conf(r, ngx_http_affiliate_module);
 
-    ngx_memzero(&text, sizeof(text));
-    text.pool = r->pool;
+    ngx_memzero(&st, sizeof(st));
+    st.text.pool = r->pool;
+    st.amcf = ngx_http_get_module_main_conf(r, ngx_http_affiliate_module);
+    ngx_http_affiliate_status_zone(&st);
 
     if (alcf->status_format == NGX_HTTP_AFFILIATE_STATUS_PROMETHEUS) {
         type = "text/plain; version=0.0.4; charset=utf-8";
-        ngx_http_affiliate_status_prometheus(&text, amcf);
+        ngx_http_affiliate_status_prometheus(&st);
 
     } else {
         type = "application/json";
-        ngx_http_affiliate_status_json(&text, amcf);
+        ngx_http_affiliate_status_json(&st);
     }
 
-    return ngx_http_affiliate_answer(r, NGX_HTTP_OK, type, &text);
+    return ngx_http_affiliate_answer(r, NGX_HTTP_OK, type, &st.text);
 }
 
 
 static void
-ngx_http_affiliate_status_json(ngx_http_affiliate_text_t *text,
-    ngx_http_affiliate_main_conf_t *amcf)
+ngx_http_affiliate_status_json(ngx_http_affiliate_status_t *st)
 {
-    ngx_uint_t                               i, v, c, first;
-    ngx_http_affiliate_metric_zone_t         zone
-                                           [NGX_HTTP_AFFILIATE_METRIC_ZONES];
-    const ngx_http_affiliate_metric_t       *metric;
-    const ngx_http_affiliate_metric_time_t  *time;
-
-    ngx_http_affiliate_status_zone(amcf, zone);
-
-    for (i = 0; i < NGX_HTTP_AFFILIATE_METRIC_ZONES; i++) {
-        ngx_http_affiliate_text_printf(text, "%s\"%s\":%uL", i ? "," : "{",
-                                       zone[i].name, zone[i].value);
-    }
-
-    ngx_http_affiliate_text_puts(text, ",\"redirects_total\":{");
-
-    for (v = 0; v < AFF_VERDICTS; v++) {
-        ngx_http_affiliate_text_printf(text, "%s\"%s\":{", v ? "," : "",
-                                       aff_verdict_name(v));
-
-        for (c = 0; c < NGX_HTTP_AFFILIATE_CACHE_STATUSES; c++) {
-            ngx_http_affiliate_text_printf(text, "%s\"%s\":%uL", c ? "," : "",
-                                           ngx_http_affiliate_status_cache[c],
-                                           ngx_http_affiliate_status_sum(amcf,
-                                     ngx_http_affiliate_offset(redirects)
-                                     + (v * NGX_HTTP_AFFILIATE_CACHE_STATUSES
-                                        + c) * sizeof(ngx_atomic_t)));
-        }
-
-        ngx_http_affiliate_text_puts(text, "}");
-    }
-
-    ngx_http_affiliate_text_puts(text, "}");
+    const ngx_http_affiliate_metric_t  *metric;
 
     for (metric = ngx_http_affiliate_metrics; metric->name; metric++) {
-        ngx_http_affiliate_text_printf(text, ",\"%s\":", metric->name);
+        ngx_http_affiliate_text_printf(&st->text, "%s\"%s\":",
+                                       metric == ngx_http_affiliate_metrics
+                                       ? "{" : ",", metric->name);
 
-        if (metric->label == NULL) {
-            ngx_http_affiliate_status_value(text, amcf, metric, 0);
-            continue;
-        }
-
-        first = 1;
-
-        for (i = 0; metric->values[i]; i++) {
-
-            if (metric->values[i][0] == '\0') {
-                continue;
-            }
-
-            ngx_http_affiliate_text_printf(text, "%s\"%s\":",
-                                           first ? "{" : ",",
-                                           metric->values[i]);
-            ngx_http_affiliate_status_value(text, amcf, metric, i);
-            first = 0;
-        }
-
-        ngx_http_affiliate_text_puts(text, "}");
-    }
-
-    for (time = ngx_http_affiliate_metric_times; time->name; time++) {
-        ngx_http_affiliate_status_json_time(text, amcf, time);
-    }
-
-    ngx_http_affiliate_text_puts(text, "}\n");
-}
-
-
-static void
-ngx_http_affiliate_status_prometheus(ngx_http_affiliate_text_t *text,
-    ngx_http_affiliate_main_conf_t *amcf)
-{
-    ngx_uint_t                               i, v, c;
-    ngx_http_affiliate_metric_zone_t         zone
-                                           [NGX_HTTP_AFFILIATE_METRIC_ZONES];
-    const ngx_http_affiliate_metric_t       *metric;
-    const ngx_http_affiliate_metric_time_t  *time;
-
-    ngx_http_affiliate_status_zone(amcf, zone);
-
-    for (i = 0; i < NGX_HTTP_AFFILIATE_METRIC_ZONES; i++) {
-        ngx_http_affiliate_status_head(text, zone[i].name, zone[i].help,
-                                       zone[i].type);
-        ngx_http_affiliate_text_printf(text, "affiliate_%s %uL\n",
-                                       zone[i].name, zone[i].value);
-    }
-
-    ngx_http_affiliate_status_head(text, "redirects_total",
-                                   "Redirects by verdict and cache status.",
-                                   NGX_HTTP_AFFILIATE_COUNTER);
-
-    for (v = 0; v < AFF_VERDICTS; v++) {
-        for (c = 0; c < NGX_HTTP_AFFILIATE_CACHE_STATUSES; c++) {
-            ngx_http_affiliate_text_printf(text,
-                                     "affiliate_redirects_total{verdict=\"%s\""
-                                     ",cache=\"%s\"} %uL\n",
-                                     aff_verdict_name(v),
-                                     ngx_http_affiliate_status_cache[c],
-                                     ngx_http_affiliate_status_sum(amcf,
-                                     ngx_http_affiliate_offset(redirects)
-                                     + (v * NGX_HTTP_AFFILIATE_CACHE_STATUSES
-                                        + c) * sizeof(ngx_atomic_t)));
-        }
-    }
-
-    for (metric = ngx_http_affiliate_metrics; metric->name; metric++) {
-        ngx_http_affiliate_status_head(text, metric->name, metric->help,
-                                       metric->type);
-
-        if (metric->label == NULL) {
-            ngx_http_affiliate_text_printf(text, "affiliate_%s ",
-                                           metric->name);
-            ngx_http_affiliate_status_value(text, amcf, metric, 0);
-            ngx_http_affiliate_text_puts(text, "\n");
-            continue;
-        }
-
-        for (i = 0; metric->values[i]; i++) {
-
-            if (metric->values[i][0] == '\0') {
-                continue;
-            }
-
-            ngx_http_affiliate_text_printf(text, "affiliate_%s{%s=\"%s\"} ",
-                                           metric->name, metric->label,
-                                           metric->values[i]);
-            ngx_http_affiliate_status_value(text, amcf, metric, i);
-            ngx_http_affiliate_text_puts(text, "\n");
-        }
-    }
-
-    for (time = ngx_http_affiliate_metric_times; time->name; time++) {
-        ngx_http_affiliate_status_prometheus_time(text, amcf, time);
-    }
-}
-
-
-static void
-ngx_http_affiliate_status_head(ngx_http_affiliate_text_t *text,
-    const char *name, const char *help, ngx_http_affiliate_metric_e type)
-{
-    ngx_http_affiliate_text_printf(text,
-                                   "# HELP affiliate_%s %s\n"
-                                   "# TYPE affiliate_%s %s\n",
-                                   name, help, name,
-                                   type == NGX_HTTP_AFFILIATE_COUNTER
-                                   ? "counter" : "gauge");
-}
-
-
-static void
-ngx_http_affiliate_status_json_time(ngx_http_affiliate_text_t *text,
-    ngx_http_affiliate_main_conf_t *amcf,
-    const ngx_http_affiliate_metric_time_t *metric)
-{
-    size_t      offset;
-    uint64_t    bound, count, sum;
-    ngx_uint_t  n;
-
-    ngx_http_affiliate_text_printf(text, ",\"%s\":{\"buckets\":{",
-                                   metric->name);
-
-    bound = NGX_HTTP_AFFILIATE_BUCKET_US;
-    count = 0;
-
-    for (n = 0; n < NGX_HTTP_AFFILIATE_BUCKETS; n++) {
-        offset = metric->offset
-                 + offsetof(ngx_http_affiliate_histogram_t, bucket)
-                 + n * sizeof(ngx_atomic_t);
-        count += ngx_http_affiliate_status_sum(amcf, offset);
-
-        if (n < NGX_HTTP_AFFILIATE_BUCKETS - 1) {
-            ngx_http_affiliate_text_printf(text, "\"%uL.%06uL\":%uL,",
-                                           bound / 1000000, bound % 1000000,
-                                           count);
-            bound *= 2;
+        if (metric->type == NGX_HTTP_AFFILIATE_TIME) {
+            ngx_http_affiliate_status_json_time(st, metric);
 
         } else {
-            ngx_http_affiliate_text_printf(text, "\"+Inf\":%uL}", count);
+            ngx_http_affiliate_status_json_values(st, metric, 0, 0);
         }
     }
 
-    sum = ngx_http_affiliate_status_sum(amcf, metric->offset
-                          + offsetof(ngx_http_affiliate_histogram_t, sum_us));
-
-    ngx_http_affiliate_text_printf(text, ",\"sum\":%uL.%06uL,\"count\":%uL}",
-                                   sum / 1000000, sum % 1000000, count);
+    ngx_http_affiliate_text_puts(&st->text, "}\n");
 }
 
 
-static void
-ngx_http_affiliate_status_prometheus_time(ngx_http_affiliate_text_t *text,
-    ngx_http_affiliate_main_conf_t *amcf,
-    const ngx_http_affiliate_metric_time_t *metric)
-{
-    size_t      offset;
-    uint64_t    bound, count, sum;
-    ngx_uint_t  n;
-
-    ngx_http_affiliate_text_printf(text,
-                                   "# HELP affiliate_%s %s\n"
-                                   "# TYPE affiliate_%s histogram\n",
-                                   metric->name, metric->help, metric->name);
-
-    bound = NGX_HTTP_AFFILIATE_BUCKET_US;
-    count = 0;
-
-    for (n = 0; n < NGX_HTTP_AFFILIATE_BUCKETS; n++) {
-        offset = metric->offset
-                 + offsetof(ngx_http_affiliate_histogram_t, bucket)
-                 + n * sizeof(ngx_atomic_t);
-        count += ngx_http_affiliate_status_sum(amcf, offset);
-
-        if (n < NGX_HTTP_AFFILIATE_BUCKETS - 1) {
-            ngx_http_affiliate_text_printf(text,
-                                           "affiliate_%s_bucket{le=\""
-                                           "%uL.%06uL\"} %uL\n",
-                                           metric->name, bound / 1000000,
-                                           bound % 1000000, count);
-            bound *= 2;
-
-        } else {
-            ngx_http_affiliate_text_printf(text,
-                                           "affiliate_%s_bucket{le=\"+Inf\"} "
-                                           "%uL\n", metric->name, count);
-        }
-    }
-
-    sum = ngx_http_affiliate_status_sum(amcf, metric->offset
-                          + offsetof(ngx_http_affiliate_histogram_t, sum_us));
-
-    ngx_http_affiliate_text_printf(text,
-                                   "affiliate_%s_sum %uL.%06uL\n"
-                                   "affiliate_%s_count %uL\n",
-                                   metric->name, sum / 1000000, sum % 1000000,
-                                   metric->name, count);
-}
-
+/* An object for each label; i counts the values of those around this one. */
 
 static void
-ngx_http_affiliate_status_value(ngx_http_affiliate_text_t *text,
-    ngx_http_affiliate_main_conf_t *amcf,
-    const ngx_http_affiliate_metric_t *metric, ngx_uint_t i)
+ngx_http_affiliate_status_json_values(ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric, ngx_uint_t depth, ngx_uint_t i)
 {
-    size_t    offset;
-    uint64_t  oldest, now, age;
+    const char                               *value, *separator;
+    ngx_uint_t                                n;
+    const ngx_http_affiliate_metric_label_t  *label;
 
-    offset = metric->offset + i * sizeof(ngx_atomic_t);
+    label = &metric->labels[depth];
 
-    if (metric->type != NGX_HTTP_AFFILIATE_AGE) {
-        ngx_http_affiliate_text_printf(text, "%uL",
-                                       ngx_http_affiliate_status_sum(amcf,
-                                                                     offset));
+    if (depth == NGX_HTTP_AFFILIATE_METRIC_LABELS || label->name == NULL) {
+        ngx_http_affiliate_status_value(st, metric, i);
         return;
     }
 
-    oldest = ngx_http_affiliate_status_oldest(amcf, offset);
-    now = ngx_http_affiliate_now();
-    age = oldest && oldest < now ? now - oldest : 0;
+    separator = "{";
 
-    ngx_http_affiliate_text_printf(text, "%uL.%03uL", age / 1000, age % 1000);
+    for (n = 0; n < label->n; n++) {
+        value = ngx_http_affiliate_status_label(label, n);
+
+        if (value[0] == '\0') {
+            continue;
+        }
+
+        ngx_http_affiliate_text_printf(&st->text, "%s\"%s\":", separator,
+                                       value);
+        ngx_http_affiliate_status_json_values(st, metric, depth + 1,
+                                              i * label->n + n);
+        separator = ",";
+    }
+
+    ngx_http_affiliate_text_puts(&st->text, "}");
+}
+
+
+static void
+ngx_http_affiliate_status_json_time(ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric)
+{
+    uint64_t    bound, sum, counts[NGX_HTTP_AFFILIATE_BUCKETS];
+    ngx_uint_t  n;
+
+    sum = ngx_http_affiliate_status_time(st, metric, counts);
+    bound = NGX_HTTP_AFFILIATE_BUCKET_US;
+
+    ngx_http_affiliate_text_puts(&st->text, "{\"buckets\":{");
+
+    for (n = 0; n < NGX_HTTP_AFFILIATE_BUCKETS - 1; n++) {
+        ngx_http_affiliate_text_printf(&st->text, "\"%uL.%06uL\":%uL,",
+                                       bound / 1000000, bound % 1000000,
+                                       counts[n]);
+        bound *= 2;
+    }
+
+    ngx_http_affiliate_text_printf(&st->text,
+                                   "\"+Inf\":%uL},\"sum\":%uL.%06uL,"
+                                   "\"count\":%uL}", counts[n],
+                                   sum / 1000000, sum % 1000000, counts[n]);
+}
+
+
+static void
+ngx_http_affiliate_status_prometheus(ngx_http_affiliate_status_t *st)
+{
+    const ngx_http_affiliate_metric_t  *metric;
+
+    for (metric = ngx_http_affiliate_metrics; metric->name; metric++) {
+        ngx_http_affiliate_text_printf(&st->text,
+                               "# HELP affiliate_%s %s\n"
+                               "# TYPE affiliate_%s %s\n",
+                               metric->name, metric->help, metric->name,
+                               ngx_http_affiliate_metric_types[metric->type]);
+
+        if (metric->type == NGX_HTTP_AFFILIATE_TIME) {
+            ngx_http_affiliate_status_prometheus_time(st, metric);
+
+        } else {
+            ngx_http_affiliate_status_prometheus_values(st, metric);
+        }
+    }
+}
+
+
+static void
+ngx_http_affiliate_status_prometheus_values(ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric)
+{
+    const char                               *outer, *inner;
+    ngx_uint_t                                i, n, step;
+    const ngx_http_affiliate_metric_label_t  *labels;
+
+    labels = metric->labels;
+    step = ngx_max(labels[1].n, 1);
+    n = ngx_max(labels[0].n, 1) * step;
+
+    for (i = 0; i < n; i++) {
+        outer = ngx_http_affiliate_status_label(&labels[0], i / step);
+        inner = ngx_http_affiliate_status_label(&labels[1], i % step);
+
+        if ((outer && outer[0] == '\0') || (inner && inner[0] == '\0')) {
+            continue;
+        }
+
+        ngx_http_affiliate_text_printf(&st->text, "affiliate_%s",
+                                       metric->name);
+
+        if (outer) {
+            ngx_http_affiliate_text_printf(&st->text, "{%s=\"%s\"",
+                                           labels[0].name, outer);
+
+            if (inner) {
+                ngx_http_affiliate_text_printf(&st->text, ",%s=\"%s\"",
+                                               labels[1].name, inner);
+            }
+
+            ngx_http_affiliate_text_puts(&st->text, "}");
+        }
+
+        ngx_http_affiliate_text_puts(&st->text, " ");
+        ngx_http_affiliate_status_value(st, metric, i);
+        ngx_http_affiliate_text_puts(&st->text, "\n");
+    }
+}
+
+
+static void
+ngx_http_affiliate_status_prometheus_time(ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric)
+{
+    uint64_t    bound, sum, counts[NGX_HTTP_AFFILIATE_BUCKETS];
+    ngx_uint_t  n;
+
+    sum = ngx_http_affiliate_status_time(st, metric, counts);
+    bound = NGX_HTTP_AFFILIATE_BUCKET_US;
+
+    for (n = 0; n < NGX_HTTP_AFFILIATE_BUCKETS - 1; n++) {
+        ngx_http_affiliate_text_printf(&st->text,
+                                       "affiliate_%s_bucket{le=\""
+                                       "%uL.%06uL\"} %uL\n",
+                                       metric->name, bound / 1000000,
+                                       bound % 1000000, counts[n]);
+        bound *= 2;
+    }
+
+    ngx_http_affiliate_text_printf(&st->text,
+                                   "affiliate_%s_bucket{le=\"+Inf\"} %uL\n"
+                                   "affiliate_%s_sum %uL.%06uL\n"
+                                   "affiliate_%s_count %uL\n",
+                                   metric->name, counts[n],
+                                   metric->name, sum / 1000000, sum % 1000000,
+                                   metric->name, counts[n]);
+}
+
+
+/* NULL if there is no label. */
+
+static const char *
+ngx_http_affiliate_status_label(
+    const ngx_http_affiliate_metric_label_t *label, ngx_uint_t i)
+{
+    if (label->name == NULL) {
+        return NULL;
+    }
+
+    return label->values ? label->values[i] : aff_verdict_name(i);
+}
+
+
+static void
+ngx_http_affiliate_status_value(ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric, ngx_uint_t i)
+{
+    size_t    offset;
+    uint64_t  value, now;
+
+    offset = metric->offset + i * sizeof(ngx_atomic_t);
+
+    switch (metric->type) {
+
+    case NGX_HTTP_AFFILIATE_ZONE_COUNTER:
+    case NGX_HTTP_AFFILIATE_ZONE_GAUGE:
+        value = *(uint64_t *) ((u_char *) &st->zone + metric->offset);
+        break;
+
+    case NGX_HTTP_AFFILIATE_AGE:
+        value = ngx_http_affiliate_status_oldest(st->amcf, offset);
+        now = ngx_http_affiliate_now();
+        value = value && value < now ? now - value : 0;
+        ngx_http_affiliate_text_printf(&st->text, "%uL.%03uL", value / 1000,
+                                       value % 1000);
+        return;
+
+    default:
+        value = ngx_http_affiliate_status_sum(st->amcf, offset);
+        break;
+    }
+
+    ngx_http_affiliate_text_printf(&st->text, "%uL", value);
+}
+
+
+/* Counts up to each bound, the last one of all; the sum in microseconds. */
+
+static uint64_t
+ngx_http_affiliate_status_time(ngx_http_affiliate_status_t *st,
+    const ngx_http_affiliate_metric_t *metric, uint64_t *counts)
+{
+    size_t      offset;
+    uint64_t    count;
+    ngx_uint_t  n;
+
+    offset = metric->offset + offsetof(ngx_http_affiliate_histogram_t, bucket);
+    count = 0;
+
+    for (n = 0; n < NGX_HTTP_AFFILIATE_BUCKETS; n++) {
+        count += ngx_http_affiliate_status_sum(st->amcf,
+                                           offset + n * sizeof(ngx_atomic_t));
+        counts[n] = count;
+    }
+
+    return ngx_http_affiliate_status_sum(st->amcf, metric->offset
+                          + offsetof(ngx_http_affiliate_histogram_t, sum_us));
 }
 
 
@@ -626,56 +676,25 @@ ngx_http_affiliate_status_slot(ngx_http_affiliate_main_conf_t *amcf,
 
 
 static void
-ngx_http_affiliate_status_zone(ngx_http_affiliate_main_conf_t *amcf,
-    ngx_http_affiliate_metric_zone_t *metrics)
+ngx_http_affiliate_status_zone(ngx_http_affiliate_status_t *st)
 {
     ngx_http_affiliate_cache_use_t  use;
 
-    ngx_memzero(&use, sizeof(use));
-
-    if (amcf->cache) {
-        ngx_http_affiliate_cache_use(amcf->cache, &use);
+    if (st->amcf->zone) {
+        st->zone.zone_size = st->amcf->zone->shm.size;
     }
 
-    *metrics++ = (ngx_http_affiliate_metric_zone_t) {
-        "zone_size_bytes", "Size of the shared zone.",
-        NGX_HTTP_AFFILIATE_GAUGE, amcf->zone ? amcf->zone->shm.size : 0
-    };
+    if (st->amcf->cache) {
+        ngx_http_affiliate_cache_use(st->amcf->cache, &use);
 
-    *metrics++ = (ngx_http_affiliate_metric_zone_t) {
-        "cache_size_bytes", "What of the zone is for links and keys.",
-        NGX_HTTP_AFFILIATE_GAUGE, use.size
-    };
-
-    *metrics++ = (ngx_http_affiliate_metric_zone_t) {
-        "cache_used_bytes", "What of that is used.",
-        NGX_HTTP_AFFILIATE_GAUGE, use.used
-    };
-
-    *metrics++ = (ngx_http_affiliate_metric_zone_t) {
-        "cache_links", "Links in the cache.",
-        NGX_HTTP_AFFILIATE_GAUGE, use.links
-    };
-
-    *metrics++ = (ngx_http_affiliate_metric_zone_t) {
-        "cache_keys", "API keys in the cache.",
-        NGX_HTTP_AFFILIATE_GAUGE, use.keys
-    };
-
-    *metrics++ = (ngx_http_affiliate_metric_zone_t) {
-        "cache_negatives", "Codes and keys known not to exist.",
-        NGX_HTTP_AFFILIATE_GAUGE, use.negatives
-    };
-
-    *metrics++ = (ngx_http_affiliate_metric_zone_t) {
-        "cache_evictions_total", "Entries that made room for others.",
-        NGX_HTTP_AFFILIATE_COUNTER, use.evictions
-    };
-
-    *metrics = (ngx_http_affiliate_metric_zone_t) {
-        "cache_resets_total", "Caches emptied after a worker's death in them.",
-        NGX_HTTP_AFFILIATE_COUNTER, use.resets
-    };
+        st->zone.cache_size = use.size;
+        st->zone.cache_used = use.used;
+        st->zone.links = use.links;
+        st->zone.keys = use.keys;
+        st->zone.negatives = use.negatives;
+        st->zone.evictions = use.evictions;
+        st->zone.resets = use.resets;
+    }
 }
 
 
