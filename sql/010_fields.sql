@@ -37,6 +37,15 @@ begin
 end
 $$;
 
+-- The same for a list, which pages by after and limit.
+create function affiliate.check_list(p_command jsonb, p_filters text[])
+returns void
+language sql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.check_fields(p_command, '{}', p_filters || '{after,limit}'::text[])
+$$;
+
 create function affiliate.text_field(p_command jsonb, p_field text, p_max integer)
 returns text
 language plpgsql immutable
@@ -61,22 +70,29 @@ begin
 end
 $$;
 
-create function affiliate.id_field(p_command jsonb, p_field text)
-returns bigint
+-- Text of one form; p_rule says which.
+create function affiliate.form_field(p_command jsonb, p_field text, p_max integer, p_pattern text, p_rule text)
+returns text
 language plpgsql immutable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
-    value text := affiliate.text_field(p_command, p_field, 100);
+    value text := affiliate.text_field(p_command, p_field, p_max);
 begin
-    if value is null then
-        return null;
+    if value !~ p_pattern then
+        perform affiliate.refuse(p_field, p_rule);
     end if;
-    if value !~ '^[1-9][0-9]{0,17}$' then
-        perform affiliate.refuse(p_field, 'must be an id, a whole number from 1');
-    end if;
-    return value::bigint;
+    return value;
 end
+$$;
+
+create function affiliate.id_field(p_command jsonb, p_field text)
+returns bigint
+language sql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.form_field(
+               p_command, p_field, 100, '^[1-9][0-9]{0,17}$', 'must be an id, a whole number from 1')::bigint
 $$;
 
 create function affiliate.integer_field(p_command jsonb, p_field text, p_low integer, p_high integer)
@@ -85,31 +101,22 @@ language plpgsql immutable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
-    value text := affiliate.text_field(p_command, p_field, 100);
+    rule text := format('must be a whole number from %s to %s', p_low, p_high);
+    value integer := affiliate.form_field(p_command, p_field, 100, '^[0-9]{1,9}$', rule);
 begin
-    if value is null then
-        return null;
+    if value not between p_low and p_high then
+        perform affiliate.refuse(p_field, rule);
     end if;
-    if value !~ '^[0-9]{1,9}$' or value::integer not between p_low and p_high then
-        perform affiliate.refuse(p_field, format('must be a whole number from %s to %s', p_low, p_high));
-    end if;
-    return value::integer;
+    return value;
 end
 $$;
 
 create function affiliate.boolean_field(p_command jsonb, p_field text)
 returns boolean
-language plpgsql immutable
+language sql immutable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-declare
-    value text := affiliate.text_field(p_command, p_field, 100);
-begin
-    if value is not null and value not in ('true', 'false') then
-        perform affiliate.refuse(p_field, 'must be true or false');
-    end if;
-    return value::boolean;
-end
+    select affiliate.form_field(p_command, p_field, 100, '^(true|false)$', 'must be true or false')::boolean
 $$;
 
 -- Spans are kept in seconds (a day is 24 hours, a month 30 days), so that no time zone and no calendar moves money.
@@ -144,17 +151,13 @@ set search_path = pg_catalog, affiliate, pg_temp
 set timezone = 'UTC'
 as $$
 declare
-    value text := affiliate.text_field(p_command, p_field, 100);
+    rule constant text := 'must be a time, like 2026-01-31T12:00:00Z';
 begin
-    if value is null then
-        return null;
-    end if;
-    if value !~ '^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?$' then
-        perform affiliate.refuse(p_field, 'must be a time, like 2026-01-31T12:00:00Z');
-    end if;
-    return value::timestamptz;
+    return affiliate.form_field(
+               p_command, p_field, 100,
+               '^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?$', rule)::timestamptz;
 exception when datetime_field_overflow or invalid_datetime_format then
-    perform affiliate.refuse(p_field, 'must be a time, like 2026-01-31T12:00:00Z');
+    perform affiliate.refuse(p_field, rule);
 end
 $$;
 

@@ -56,6 +56,13 @@ begin
 end
 $$;
 
+-- What was suspended until now, and is switched on or off from now on.
+create function affiliate.switch_on(p_suspended tstzmultirange, p_active boolean)
+returns tstzmultirange
+language sql stable
+return case when p_active then p_suspended - tstzmultirange(tstzrange(now(), null))
+            else p_suspended + tstzmultirange(tstzrange(now(), null)) end;
+
 -- ---------------------------------------------------------------------------------------------------------------
 -- merchant
 -- ---------------------------------------------------------------------------------------------------------------
@@ -95,7 +102,7 @@ language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
-    perform affiliate.check_fields(p_command, '{}', '{after,limit}');
+    perform affiliate.check_list(p_command, '{}');
     return query
     select affiliate.merchant_json(m)
       from affiliate.merchant m
@@ -135,8 +142,8 @@ begin
 end
 $$;
 
-create function affiliate.merchant_suspend(p_command jsonb)
-returns setof jsonb
+create function affiliate.set_merchant_active(p_command jsonb, p_active boolean)
+returns jsonb
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -146,30 +153,27 @@ begin
     perform affiliate.check_fields(p_command, '{merchant}', '{}');
     m := affiliate.find_merchant(p_command);
     update affiliate.merchant x
-       set suspended = x.suspended + tstzmultirange(tstzrange(now(), null))
+       set suspended = affiliate.switch_on(x.suspended, p_active)
      where x.merchant_id = m.merchant_id
-       and affiliate.is_active(x.suspended)
-    returning * into m;
-    return next affiliate.merchant_json(affiliate.find_merchant(p_command));
+       and affiliate.is_active(x.suspended) <> p_active;
+    return affiliate.merchant_json(affiliate.find_merchant(p_command));
 end
+$$;
+
+create function affiliate.merchant_suspend(p_command jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.set_merchant_active(p_command, false)
 $$;
 
 create function affiliate.merchant_activate(p_command jsonb)
 returns setof jsonb
-language plpgsql volatile
+language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-declare
-    m affiliate.merchant;
-begin
-    perform affiliate.check_fields(p_command, '{merchant}', '{}');
-    m := affiliate.find_merchant(p_command);
-    update affiliate.merchant x
-       set suspended = x.suspended - tstzmultirange(tstzrange(now(), null))
-     where x.merchant_id = m.merchant_id
-       and not affiliate.is_active(x.suspended);
-    return next affiliate.merchant_json(affiliate.find_merchant(p_command));
-end
+    select affiliate.set_merchant_active(p_command, true)
 $$;
 
 -- ---------------------------------------------------------------------------------------------------------------
@@ -195,11 +199,9 @@ language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
-    value text := affiliate.text_field(p_command, 'email', 254);
+    value text := affiliate.form_field(
+        p_command, 'email', 254, '^[^@[:space:]]+@[^@[:space:]]+$', 'must be an e-mail address');
 begin
-    if value is not null and value !~ '^[^@[:space:]]+@[^@[:space:]]+$' then
-        perform affiliate.refuse('email', 'must be an e-mail address');
-    end if;
     if exists (select
                  from affiliate.affiliate a
                 where lower(a.email) = lower(value)
@@ -232,7 +234,7 @@ language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
-    perform affiliate.check_fields(p_command, '{}', '{after,limit}');
+    perform affiliate.check_list(p_command, '{}');
     return query
     select affiliate.affiliate_json(a)
       from affiliate.affiliate a
@@ -272,8 +274,8 @@ begin
 end
 $$;
 
-create function affiliate.affiliate_suspend(p_command jsonb)
-returns setof jsonb
+create function affiliate.set_affiliate_active(p_command jsonb, p_active boolean)
+returns jsonb
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -283,29 +285,27 @@ begin
     perform affiliate.check_fields(p_command, '{affiliate}', '{}');
     a := affiliate.find_affiliate(p_command);
     update affiliate.affiliate x
-       set suspended = x.suspended + tstzmultirange(tstzrange(now(), null))
+       set suspended = affiliate.switch_on(x.suspended, p_active)
      where x.affiliate_id = a.affiliate_id
-       and affiliate.is_active(x.suspended);
-    return next affiliate.affiliate_json(affiliate.find_affiliate(p_command));
+       and affiliate.is_active(x.suspended) <> p_active;
+    return affiliate.affiliate_json(affiliate.find_affiliate(p_command));
 end
+$$;
+
+create function affiliate.affiliate_suspend(p_command jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.set_affiliate_active(p_command, false)
 $$;
 
 create function affiliate.affiliate_activate(p_command jsonb)
 returns setof jsonb
-language plpgsql volatile
+language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-declare
-    a affiliate.affiliate;
-begin
-    perform affiliate.check_fields(p_command, '{affiliate}', '{}');
-    a := affiliate.find_affiliate(p_command);
-    update affiliate.affiliate x
-       set suspended = x.suspended - tstzmultirange(tstzrange(now(), null))
-     where x.affiliate_id = a.affiliate_id
-       and not affiliate.is_active(x.suspended);
-    return next affiliate.affiliate_json(affiliate.find_affiliate(p_command));
-end
+    select affiliate.set_affiliate_active(p_command, true)
 $$;
 
 -- ---------------------------------------------------------------------------------------------------------------
@@ -509,7 +509,7 @@ language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
-    perform affiliate.check_fields(p_command, '{}', '{merchant,after,limit}');
+    perform affiliate.check_list(p_command, '{merchant}');
     return query
     select affiliate.campaign_json(c)
       from affiliate.campaign c
@@ -557,8 +557,8 @@ begin
 end
 $$;
 
-create function affiliate.campaign_suspend(p_command jsonb)
-returns setof jsonb
+create function affiliate.set_campaign_active(p_command jsonb, p_active boolean)
+returns jsonb
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -568,31 +568,28 @@ begin
     perform affiliate.check_fields(p_command, '{campaign}', '{merchant}');
     c := affiliate.find_campaign(p_command);
     update affiliate.campaign x
-       set suspended = x.suspended + tstzmultirange(tstzrange(now(), null))
+       set suspended = affiliate.switch_on(x.suspended, p_active)
      where x.merchant_id = c.merchant_id
        and x.campaign_id = c.campaign_id
-       and affiliate.is_active(x.suspended);
-    return next affiliate.campaign_json(affiliate.find_campaign(p_command));
+       and affiliate.is_active(x.suspended) <> p_active;
+    return affiliate.campaign_json(affiliate.find_campaign(p_command));
 end
+$$;
+
+create function affiliate.campaign_suspend(p_command jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.set_campaign_active(p_command, false)
 $$;
 
 create function affiliate.campaign_activate(p_command jsonb)
 returns setof jsonb
-language plpgsql volatile
+language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-declare
-    c affiliate.campaign;
-begin
-    perform affiliate.check_fields(p_command, '{campaign}', '{merchant}');
-    c := affiliate.find_campaign(p_command);
-    update affiliate.campaign x
-       set suspended = x.suspended - tstzmultirange(tstzrange(now(), null))
-     where x.merchant_id = c.merchant_id
-       and x.campaign_id = c.campaign_id
-       and not affiliate.is_active(x.suspended);
-    return next affiliate.campaign_json(affiliate.find_campaign(p_command));
-end
+    select affiliate.set_campaign_active(p_command, true)
 $$;
 
 -- ---------------------------------------------------------------------------------------------------------------
@@ -664,17 +661,11 @@ $$;
 
 create function affiliate.param_field(p_command jsonb)
 returns text
-language plpgsql immutable
+language sql immutable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-declare
-    value text := affiliate.text_field(p_command, 'param', 64);
-begin
-    if value !~ '^[A-Za-z0-9._~-]+$' then
-        perform affiliate.refuse('param', 'must consist of letters, digits and . _ ~ -');
-    end if;
-    return value;
-end
+    select affiliate.form_field(
+               p_command, 'param', 64, '^[A-Za-z0-9._~-]+$', 'must consist of letters, digits and . _ ~ -')
 $$;
 
 create function affiliate.link_create(p_command jsonb)
@@ -722,7 +713,7 @@ language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
-    perform affiliate.check_fields(p_command, '{}', '{merchant,campaign,affiliate,after,limit}');
+    perform affiliate.check_list(p_command, '{merchant,campaign,affiliate}');
     return query
     select affiliate.link_json(l)
       from affiliate.link l
@@ -894,7 +885,7 @@ language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
-    perform affiliate.check_fields(p_command, '{}', '{merchant,after,limit}');
+    perform affiliate.check_list(p_command, '{merchant}');
     return query
     select affiliate.key_json(k)
       from affiliate.api_key k

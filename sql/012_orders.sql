@@ -208,10 +208,8 @@ declare
 begin
     perform affiliate.check_fields(p_command, '{merchant}', '{affiliate,outcome,livemode,after,limit}');
     m := affiliate.find_merchant(p_command);
-    wanted := affiliate.text_field(p_command, 'outcome', 20);
-    if wanted not in ('accepted', 'review', 'rejected') then
-        perform affiliate.refuse('outcome', 'must be accepted, review or rejected');
-    end if;
+    wanted := affiliate.form_field(
+        p_command, 'outcome', 20, '^(accepted|review|rejected)$', 'must be accepted, review or rejected');
 
     return query
     select affiliate.order_json(n)
@@ -244,10 +242,8 @@ begin
     m := affiliate.find_merchant(p_command);
     live := coalesce(affiliate.boolean_field(p_command, 'livemode'), true);
     wanted := affiliate.text_field(p_command, 'order', 128);
-    resolution := affiliate.text_field(p_command, 'decision', 10);
-    if resolution not in ('accept', 'reject') then
-        perform affiliate.refuse('decision', 'must be accept or reject');
-    end if;
+    resolution := affiliate.form_field(
+        p_command, 'decision', 10, '^(accept|reject)$', 'must be accept or reject');
 
     select * into o
       from affiliate.order_fact f
@@ -296,11 +292,9 @@ as $$
 declare
     wanted text;
 begin
-    perform affiliate.check_fields(p_command, '{}', '{merchant,affiliate,owner,currency,livemode,after,limit}');
-    wanted := affiliate.text_field(p_command, 'owner', 20);
-    if wanted not in ('affiliate', 'merchant', 'platform') then
-        perform affiliate.refuse('owner', 'must be affiliate, merchant or platform');
-    end if;
+    perform affiliate.check_list(p_command, '{merchant,affiliate,owner,currency,livemode}');
+    wanted := affiliate.form_field(
+        p_command, 'owner', 20, '^(affiliate|merchant|platform)$', 'must be affiliate, merchant or platform');
 
     return query
     select jsonb_build_object(
@@ -375,7 +369,7 @@ language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
-    perform affiliate.check_fields(p_command, '{}', '{reason,replayed,after,limit}');
+    perform affiliate.check_list(p_command, '{reason,replayed}');
     return query
     select affiliate.dead_letter_json(d)
       from affiliate.dead_letter d
