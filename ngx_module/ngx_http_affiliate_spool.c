@@ -1730,6 +1730,7 @@ ngx_http_affiliate_spool_sync_done(void *data)
         seg->busy = 0;
 
         if (sync->err[i] == 0) {
+            ngx_http_affiliate_stat_inc(syncs[log->channel]);
             seg->synced = seg->syncing;
             seg->linked = 1;
 

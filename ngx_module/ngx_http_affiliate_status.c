@@ -251,6 +251,10 @@ static const ngx_http_affiliate_metric_t  ngx_http_affiliate_metrics[] = {
       NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(resent),
       NGX_HTTP_AFFILIATE_BY_CHANNEL },
 
+    { "spool_syncs_total", "Times that a segment was written to disk.",
+      NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(syncs),
+      NGX_HTTP_AFFILIATE_BY_CHANNEL },
+
     { "adopted_segments_total", "Spool segments taken over from other workers.",
       NGX_HTTP_AFFILIATE_COUNTER, ngx_http_affiliate_offset(adopted),
       NGX_HTTP_AFFILIATE_UNLABELLED },

@@ -69,6 +69,7 @@ typedef struct {
     ngx_atomic_t                     shipped[3];   /* records sent */
     ngx_atomic_t                     batches[3];
     ngx_atomic_t                     resent[3];    /* batches */
+    ngx_atomic_t                     syncs[3];     /* of segments */
     ngx_atomic_t                     adopted;      /* segments */
     ngx_atomic_t                     released;     /* segments */
     ngx_atomic_t                     corrupt;      /* torn or bad frames */

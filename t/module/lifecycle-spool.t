@@ -98,6 +98,37 @@ $t->daemon_stop;
     $t->nginx_stop;
 }
 
+# --- what is written to disk -----------------------------------------------------------------------------------------
+
+{
+    $t->nginx_start(spool => 'sync=2s');
+    $t->daemon_start;
+    $t->wait_until('the link', sub { $t->get("/r/$link")->{status} == 302 });
+
+    # Only if PostgreSQL is quick enough does this show anything; it has ten chances.
+    my $spared;
+    for (1 .. 10) {
+        my $syncs = status()->{spool_syncs_total}{clicks};
+        my $start = time;
+        $t->get("/r/$link");
+        $t->wait_until('its acknowledgement', sub { !status()->{spool_bytes}{clicks} });
+        next if time - $start > 1.5;
+        sleep 2.5 - (time - $start);
+        $spared = status()->{spool_syncs_total}{clicks} - $syncs;
+        last;
+    }
+    is($spared, 0, 'a click that PostgreSQL acknowledges within the sync interval is not written to disk');
+    is(conversions(1)->{status}, 202, 'a conversion');
+    cmp_ok(status()->{spool_syncs_total}{conversions}, '>', 0, 'is, before it is answered');
+
+    $t->daemon_stop;
+    my $syncs = status()->{spool_syncs_total}{clicks};
+    $t->get("/r/$link") for 1 .. 3;
+    ok($t->wait_until('the disk', sub { status()->{spool_syncs_total}{clicks} > $syncs }),
+        'and so is a click that PostgreSQL does not acknowledge');
+    $t->nginx_stop;
+}
+
 # --- the disk's --------------------------------------------------------------------------------------------------------
 
 SKIP: {
