@@ -107,19 +107,21 @@ begin
 end
 $$;
 
--- Has this session's statements planned anew whenever the tables that they look into have doubled: a plan that was made when
--- they were empty can't tell one index from another.
+-- Has this session's statements planned anew whenever one of the tables that they look into has doubled: a plan that was made
+-- when it was empty can't tell one of its indexes from another. Each table counts by itself: a large one beside it would hide it.
 create function affiliate.fresh_plans()
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
-    size text := floor(log(2, 1 + pg_relation_size('affiliate.order_fact') + pg_relation_size('affiliate.conversion')));
+    sizes text := (select string_agg(floor(log(2, 1 + pg_relation_size(t.name)))::text, ' ' order by t.place)
+                     from unnest('{affiliate.order_fact,affiliate.conversion,affiliate.waiting,affiliate.release_item}'::regclass[])
+                          with ordinality as t(name, place));
 begin
-    if size is distinct from current_setting('affiliate.planned_size', true) then
+    if sizes is distinct from current_setting('affiliate.planned_sizes', true) then
         discard plans;
-        perform set_config('affiliate.planned_size', size, false);
+        perform set_config('affiliate.planned_sizes', sizes, false);
     end if;
 end
 $$;
