@@ -330,8 +330,8 @@ $$;
 
 -- Decides what is known of each order, whether it counts, and what is due; writes that to order_fact, and what follows for the
 -- ledger to pg_temp.move. Of the orders in order_known (p_known), merged from all their conversions; else of those in
--- pg_temp.conversion_new that are new, by their one event. Of new orders, those that somebody else inserts meanwhile are left
--- out; one that has several events (order_touched) is partial: inserted, but worth nothing until it is decided as a known one.
+-- pg_temp.conversion_new that are new, by their one event. Of these, one that has several events (order_touched) is partial:
+-- inserted, but worth nothing until it is decided as a known one.
 create function affiliate.decide_orders(p_known boolean)
 returns void
 language plpgsql volatile
@@ -522,7 +522,9 @@ begin
                case when d.outcome = 'accepted' and not d.payable and d.commission + d.fee > 0
                     then d.approved_at + d.hold end
           from due d
-            on conflict (merchant_id, livemode, order_id) do update
+            -- By its number, which only a known order has already: that one is locked. A new order that somebody else inserts
+            -- meanwhile is no such conflict but an error, and is not locked: whoever waits for an insert must hold no order.
+            on conflict (merchant_id, order_no) do update
            set (revision, has_report, other_click, refund_currency, verdict, customer, reported_at, clicked_at,
                 approved_at, cancelled_at, returned_at, click_id, link_id, campaign_id, affiliate_id, terms_id,
                 amount_minor, currency, refunded_minor, inactive, click_problem, outcome, problem,
@@ -535,7 +537,6 @@ begin
                 excluded.click_problem, excluded.outcome, excluded.problem, excluded.item_numerator,
                 excluded.item_denominator, excluded.posted_affiliate_id, excluded.posted_commission_minor,
                 excluded.posted_fee_minor, excluded.posted_payable, excluded.posted_currency, excluded.hold_until)
-         where p_known
         returning merchant_id, livemode, order_id, order_no, revision, posted_affiliate_id, posted_commission_minor,
                   posted_fee_minor, posted_payable, posted_currency, hold_until, outcome
     ),
@@ -568,6 +569,13 @@ begin
        and (k.posted_affiliate_id, k.posted_payable, k.posted_currency)
            is distinct from (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
        and (k.posted_commission_minor <> 0 or k.posted_fee_minor <> 0);
+exception
+    -- It is committed now. All that was inserted here is undone; the next look finds it among those that are known.
+    when unique_violation then
+        if p_known or current_setting('transaction_isolation') <> 'read committed' then
+            raise;
+        end if;
+        perform affiliate.decide_orders(false);
 end
 $$;
 
