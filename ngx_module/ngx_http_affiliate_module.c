@@ -102,7 +102,7 @@ static ngx_conf_post_t  ngx_http_affiliate_fallback_post =
     { ngx_http_affiliate_check_fallback };
 
 static ngx_conf_num_bounds_t  ngx_http_affiliate_streams_bounds =
-    { ngx_conf_check_num_bounds, 1, 1024 };
+    { ngx_conf_check_num_bounds, 1, AFF_STREAMS_MAX };
 
 static ngx_conf_num_bounds_t  ngx_http_affiliate_events_bounds =
     { ngx_conf_check_num_bounds, 1, 10000 };

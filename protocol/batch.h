@@ -28,6 +28,7 @@
 #define AFF_BATCH_HEADER_BYTES 48
 #define AFF_BATCH_MAX          1048576 /* 1 MiB; header and payload; what a reader accepts */
 #define AFF_STREAM_FIELD       "b"
+#define AFF_STREAMS_MAX        64 /* a channel is spread over; what a reader reads */
 
 enum aff_channel {
     AFF_CHANNEL_CLICKS = 1,

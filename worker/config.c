@@ -125,7 +125,7 @@ static const struct setting config_settings[] = {
         SETTING_DURATION, true, NULL, "For each address."},
     {"redis", "timeout", AT(redis.timeout), 0, "5s", SECOND, 10 * MINUTE, SETTING_DURATION, true,
         NULL, "For one command; a blocking read waits half a second within it."},
-    {"redis", "streams", AT(redis.streams), 0, "1", 1, CONFIG_STREAMS_MAX, SETTING_INT, false, NULL,
+    {"redis", "streams", AT(redis.streams), 0, "1", 1, AFF_STREAMS_MAX, SETTING_INT, false, NULL,
         "Streams a channel is spread over; the same number as affiliate_streams in nginx."},
 
     {"keys", "file", AT(keys.file), 0, "keys", 1, PATH_MAX, SETTING_PATH, true, NULL,

@@ -7,6 +7,7 @@
 #ifndef AFFILIATED_CONFIG_H
 #define AFFILIATED_CONFIG_H
 
+#include "protocol/batch.h"
 #include "protocol/keyring.h"
 #include "worker/log.h"
 
@@ -17,7 +18,6 @@
 #define CONFIG_LIST_MAX     16
 #define CONFIG_FILE_MAX     (256 * 1024UL)
 #define CONFIG_SECRET_MAX   4096
-#define CONFIG_STREAMS_MAX  64
 #define CONFIG_ERROR_MAX    512
 #define CONFIG_KEY_FILE_MAX 8192
 

@@ -398,7 +398,7 @@ stream_in_history(const struct stream *stream)
 static bool
 stream_read(struct stream *stream, struct load *load, int64_t block_ms, size_t *got)
 {
-    const char *argv[10 + 2 * CONFIG_STREAMS_MAX];
+    const char *argv[10 + 2 * AFF_STREAMS_MAX];
     char block[24], count[24];
     int argc = 0;
     redisReply *reply;

@@ -31,6 +31,17 @@ my $plain = 'location = /plain { return 204; }';
     $t->finish;
 }
 
+# --- what the daemon would not read ------------------------------------------------------------------------------------
+
+for my $case ([64, 0], [65, 1]) {
+    my ($streams, $code) = @$case;
+    my $t = Affiliated::Test->new;
+
+    $t->nginx_conf(http => "affiliate_streams $streams;");
+    is(($t->nginx_test)[0], $code, "affiliate_streams $streams: " . ($code ? 'more than affiliated reads' : 'as many as affiliated reads'));
+    $t->finish;
+}
+
 # --- the variables exist, and are empty where no location of ours was --------------------------------------------------
 
 {
