@@ -590,7 +590,8 @@ config_read_line(struct config_reader *reader, struct config *config, char *line
 
     value = strchr(line, '=');
     if (value == NULL) {
-        config_fail(reader, "\"%s\" is neither [section] nor name = value", line);
+        /* Never shown: it may be a password that got into a line of its own. */
+        config_fail(reader, "this line is neither [section] nor name = value");
         return;
     }
 

@@ -55,6 +55,8 @@ for my $case (
 }
 my ($code, $out, $err) = check("[clicks]\nthreads = 0\n[log]\nlevel = loud\n");
 is(scalar(split /\n/, $err), 2, 'every mistake is told, not the first alone');
+($code, $out, $err) = check("[postgres]\nhunter2\n");
+unlike($err, qr/hunter2/, 'a line that may be a secret is not shown');
 ($code, $out, $err) = check("[run]\nroles = clicks, payout\n");
 is($code, 1, 'a role that there is not');
 like($out, qr/FAIL.*no role "payout"/, 'is named');
