@@ -148,30 +148,39 @@ const struct command control_commands[] = {
     {"audit", audit_command, "[--since TIME|SPAN] [--json]",
         "prove the books; prints what is broken, exit code 1 if anything is. With --since, orders "
         "that changed since then, and every sum"},
-    {"balance", balance_command, "[MERCHANT] [--affiliate N] [--owner WHOSE] [--json]",
+    {"balance", balance_command,
+        "[MERCHANT] [--affiliate N] [--owner affiliate|merchant|platform] [--currency CODE] "
+        "[--livemode true|false] [--json]",
         "what each account holds"},
     {"merchant", noun_command,
         "create|list|show|update|suspend|activate [ID] [--name TEXT] [--host NAME]... [--json]",
         "shops, and the hosts where their links may lead"},
     {"campaign", noun_command,
-        "create|terms|list|show|update|suspend|activate [ID] [--merchant N] [--rate-basis-points "
-        "N] [--hold SPAN] ...",
+        "create|terms|list|show|update|suspend|activate [ID] [--merchant N] [--name TEXT] "
+        "[--currency CODE] [--rate-basis-points N] [--rate-flat AMOUNT] [--fee-basis-points N] "
+        "[--fee-flat AMOUNT] [--hold SPAN] [--attribution-window SPAN] "
+        "[--minimum-click-to-order SPAN] [--minimum-payout AMOUNT] [--valid-from TIME] "
+        "[--sku-rate SKU=N]... [--sku-flat SKU=AMOUNT]... [--category-rate NAME=N]... "
+        "[--category-flat NAME=AMOUNT]... [--json]",
         "what a merchant pays for; `terms` adds a version of its terms"},
     {"affiliate", noun_command,
         "create|list|show|update|suspend|activate [ID] [--name TEXT] [--email TEXT] [--json]",
         "who brings buyers and is paid for it"},
     {"link", noun_command,
-        "create|list|show|update|pause|resume|remove [CODE] [--campaign N] [--affiliate N] [--url "
-        "URL] ...",
+        "create|list|show|update|pause|resume|remove [CODE] [--merchant N] [--campaign N] "
+        "[--affiliate N] [--url URL] [--livemode true|false] [--code CODE] [--param NAME] "
+        "[--fallback URL] [--expires-at TIME] [--json]",
         "short links"},
     {"key", noun_command,
         "create|list|show|revoke [KEY] [--merchant N] [--livemode true|false] [--label TEXT] "
         "[--json]",
         "keys that merchants sign with; `create` prints the secret, once"},
     {"order", noun_command,
-        "list|show|review [ORDER] --merchant N [--decision accept|reject --reason TEXT] [--json]",
+        "list|show|review [ORDER] --merchant N [--livemode true|false] [--affiliate N] "
+        "[--outcome accepted|review|rejected] [--decision accept|reject --reason TEXT] [--json]",
         "orders: facts, state and its reason, timeline, transfers"},
-    {"dead-letters", dead_letters_command, "list|show|replay [ID]... [--reason REASON] [--json]",
+    {"dead-letters", dead_letters_command,
+        "list|show|replay [ID]... [--reason REASON] [--replayed true|false] [--json]",
         "records that could not be applied; `replay` applies them once what was wrong is put "
         "right"},
     {"dump", dump_command, "FILE... | --stream NAME [--from ID] [--to ID] [--count N]",

@@ -5,12 +5,14 @@
 #include "worker/migrate.h"
 #include "worker/run.h"
 
+#include <getopt.h>
 #include <string.h>
-#include <unistd.h>
 
 #ifndef AFFILIATED_VERSION
 #define AFFILIATED_VERSION "0.1.0"
 #endif
+
+#define MAIN_WIDTH 98
 
 static int main_help(struct config *config, int argc, char **argv);
 
@@ -27,23 +29,50 @@ static const struct command *const main_tables[] = {daemon_commands, control_com
 
 #define TABLES (sizeof(main_tables) / sizeof(main_tables[0]))
 
+/* An option stays whole: lines break in front of " [" alone. */
+static void
+main_print_command(FILE *out, const struct command *command)
+{
+    const char *usage = command->usage;
+    size_t column = 2 + strlen(command->name);
+
+    fprintf(out, "  %s", command->name);
+    while (*usage != '\0') {
+        const char *end = strstr(usage, " [");
+        size_t len = end == NULL ? strlen(usage) : (size_t) (end - usage);
+
+        if (column + 1 + len > MAIN_WIDTH) {
+            fputs("\n     ", out);
+            column = 5;
+        }
+
+        fprintf(out, " %.*s", (int) len, usage);
+        column += 1 + len;
+        usage += end == NULL ? len : len + 1;
+    }
+
+    fprintf(out, "\n      %s\n", command->summary);
+}
+
 static void
 main_usage(FILE *out)
 {
     fputs("usage: affiliated [-c FILE] COMMAND ...\n"
           "       affiliated [-c FILE] -t    check configuration, database, Redis\n"
           "       affiliated -T              print every setting with its default\n"
-          "       affiliated -V              print the version\n\n",
+          "       affiliated -V              print the version\n"
+          "       affiliated -h              print this text\n\n",
         out);
 
     for (size_t t = 0; t < TABLES; t++) {
         for (const struct command *command = main_tables[t]; command->name != NULL; command++) {
-            fprintf(out, "  %s%s%s\n      %s\n", command->name,
-                command->usage[0] == '\0' ? "" : " ", command->usage, command->summary);
+            main_print_command(out, command);
         }
     }
 
-    fputs("\nFILE is " CONFIG_PATH " unless said otherwise.\n", out);
+    fputs("\nFILE is " CONFIG_PATH " unless said otherwise. `list` takes --after ID and\n"
+          "--limit N, too. A SPAN is like '30 days', a TIME like 2026-01-31T12:00:00Z.\n",
+        out);
 }
 
 static int
@@ -101,11 +130,13 @@ main(int argc, char **argv)
 {
     const char *path = CONFIG_PATH;
     char *check[] = {"check", NULL};
+    static const struct option options[] = {
+        {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0}};
     bool test = false;
     int option;
 
     /* Only options in front of the command are ours. */
-    while ((option = getopt(argc, argv, "+c:tTVh")) != -1) {
+    while ((option = getopt_long(argc, argv, "+c:tTVh", options, NULL)) != -1) {
         switch (option) {
         case 'c':
             path = optarg;
@@ -123,7 +154,7 @@ main(int argc, char **argv)
             main_usage(stdout);
             return COMMAND_OK;
         default:
-            main_usage(stderr);
+            fputs("affiliated: see `affiliated help`\n", stderr);
             return COMMAND_USAGE;
         }
     }

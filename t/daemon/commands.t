@@ -171,8 +171,18 @@ like($out, qr/^  $_/m, "names $_") for qw(run migrate check status audit balance
 ($code, $out, $err) = $t->cli();
 is($code, 2, 'no command at all');
 like($err, qr/^usage: affiliated/, 'is answered with the usage');
-($code, $out) = $t->cli('-V');
-like($out, qr/^affiliated \d+\.\d+/, 'it has a version');
+for my $option (qw(-V --version)) {
+    ($code, $out) = $t->cli($option);
+    like($out, qr/^affiliated \d+\.\d+/, "$option: its version");
+}
+for my $option (qw(-h --help)) {
+    ($code, $out) = $t->cli($option);
+    is($code, 0, $option);
+    like($out, qr/^usage: affiliated/, 'is the same as help');
+}
+($code, $out, $err) = $t->cli('--colour');
+is($code, 2, 'an option that there is not');
+like($err, qr/--colour'\n.*see `affiliated help`\n\z/, 'is named, and where to look');
 $t->pg_stop;
 ($code, $out, $err) = $t->cli('merchant', 'list');
 is($code, 1, 'without PostgreSQL a command fails');
