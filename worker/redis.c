@@ -262,25 +262,38 @@ redis_collect(struct redis *redis)
 }
 
 bool
-redis_run_id(struct redis *redis, char *run_id)
+redis_info(struct redis *redis, const char *section, const char *field, char *value, size_t size)
 {
-    redisReply *reply = redis_command(redis, "INFO server");
+    redisReply *reply = redis_command(redis, "INFO %s", section);
+    size_t len = strlen(field);
     const char *line;
 
     if (reply == NULL) {
         return false;
     }
 
-    line = reply->type == REDIS_REPLY_STRING ? strstr(reply->str, "run_id:") : NULL;
+    line = reply->type == REDIS_REPLY_STRING ? reply->str : NULL;
+
+    while (line != NULL && (strncmp(line, field, len) != 0 || line[len] != ':')) {
+        line = strchr(line, '\n');
+        line = line == NULL ? NULL : line + 1;
+    }
+
     if (line == NULL) {
-        snprintf(redis->error, sizeof(redis->error), "INFO server tells no run_id");
+        snprintf(redis->error, sizeof(redis->error), "INFO %s tells no %s", section, field);
     } else {
-        line += strlen("run_id:");
-        snprintf(run_id, REDIS_RUN_ID_MAX, "%.*s", (int) strcspn(line, "\r\n"), line);
+        line += len + 1;
+        snprintf(value, size, "%.*s", (int) strcspn(line, "\r\n"), line);
     }
 
     freeReplyObject(reply);
     return line != NULL;
+}
+
+bool
+redis_run_id(struct redis *redis, char *run_id)
+{
+    return redis_info(redis, "server", "run_id", run_id, REDIS_RUN_ID_MAX);
 }
 
 int64_t

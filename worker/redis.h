@@ -36,6 +36,10 @@ bool redis_append(struct redis *redis, const char *format, ...);
 bool redis_append_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths);
 bool redis_collect(struct redis *redis);
 
+/* A field of INFO `section`; false if it can't be asked, or has none of this name. */
+bool redis_info(
+    struct redis *redis, const char *section, const char *field, char *value, size_t size);
+
 /* Changes with every start of the server. `run_id` has REDIS_RUN_ID_MAX bytes. */
 bool redis_run_id(struct redis *redis, char *run_id);
 

@@ -47,6 +47,11 @@
 #define ENTRY_OVERHEAD      512 /* what hiredis needs around one */
 #define GAUGE_INTERVAL_MS   2000
 #define TRIM_INTERVAL_MS    10000
+#define TRIM_ROUNDS_MAX     64
+#define CROWDED_PART        4 /* Redis is crowded with less than a quarter of maxmemory free */
+#define LARGE_PART          8 /* a stream is large with an eighth of it */
+#define CROWDED_INTERVAL_MS 1000
+#define WARNING_INTERVAL_MS 60000
 #define PREPARE_INTERVAL_MS 60000
 #define TURN_INTERVAL_MS    10
 #define CLAIM_ROUNDS_MAX    64
@@ -309,7 +314,9 @@ stream_make_groups(struct stream *stream)
         if (reply != NULL) {
             freeReplyObject(reply);
             log_info("%s: made the consumer group", stream->keys[i]);
-        } else if (strncmp(stream->redis.error, "BUSYGROUP", 9) != 0) {
+        } else if (strncmp(stream->redis.error, "BUSYGROUP", 9) != 0 &&
+                   strncmp(stream->redis.error, "OOM ", 4) != 0) {
+            /* In a full Redis it is there, or the first read says that it is not. */
             return role_failed_redis(stream->role, "XGROUP CREATE", &stream->redis);
         }
     }
@@ -1006,6 +1013,126 @@ stream_gauges(struct stream *stream)
     return true;
 }
 
+static bool
+stream_due(int64_t *next, int64_t interval)
+{
+    int64_t now = clock_monotonic_ms();
+
+    if (now < *next) {
+        return false;
+    }
+
+    *next = now + interval;
+    return true;
+}
+
+/*
+ * A stream that is large in a Redis that is nearly full: what is kept there for a replay must not
+ * take the room of what comes. Negative on an error.
+ */
+static int
+stream_is_crowded(struct stream *stream, unsigned index, uint64_t *used, uint64_t *most)
+{
+    char value[32];
+    redisReply *reply;
+    bool large;
+
+    if (!redis_info(&stream->redis, "memory", "maxmemory", value, sizeof(value))) {
+        return -1;
+    }
+
+    *most = strtoull(value, NULL, 10);
+
+    if (!redis_info(&stream->redis, "memory", "used_memory", value, sizeof(value))) {
+        return -1;
+    }
+
+    *used = strtoull(value, NULL, 10);
+
+    if (*most == 0 || *used < *most - *most / CROWDED_PART) {
+        return 0;
+    }
+
+    reply = redis_command(&stream->redis, "MEMORY USAGE %s", stream->keys[index]);
+    if (reply == NULL) {
+        /* Not allowed to ask: then it may be the one. */
+        return stream->redis.context == NULL ? -1 : 1;
+    }
+
+    large = (uint64_t) reply->integer > *most / LARGE_PART;
+    freeReplyObject(reply);
+    return large;
+}
+
+/* Unix ms from which on acknowledged entries are kept; negative on an error. */
+static int64_t
+stream_kept_from(struct stream *stream, unsigned index, const struct group_state *state,
+    int64_t now, bool *crowded)
+{
+    int64_t from = now - stream->role->config->run.replay_window;
+    uint64_t used = 0, most = 0;
+    int answer = stream_is_crowded(stream, index, &used, &most);
+    redisReply *reply;
+    int64_t middle = 0;
+
+    *crowded = answer > 0;
+    if (answer <= 0) {
+        return answer < 0 ? -1 : from;
+    }
+
+    /* The older half goes, and half of the rest the next time. */
+    reply = redis_command(&stream->redis, "XRANGE %s - + COUNT 1", stream->keys[index]);
+    if (reply == NULL) {
+        return -1;
+    }
+
+    if (reply->elements == 1 && reply->element[0]->elements == 2) {
+        middle = redis_id_ms(reply->element[0]->element[0]->str);
+        middle += (redis_id_ms(state->last_delivered) - middle) / 2;
+    }
+
+    freeReplyObject(reply);
+
+    if (middle <= from) {
+        return from;
+    }
+
+    if (stream_due(&stream->next_warning_ms, WARNING_INTERVAL_MS)) {
+        log_warning("Redis uses %llu of %llu MiB: of %s the last %lld s are kept for a replay, not "
+                    "%lld; raise maxmemory or lower run.replay_window",
+            (unsigned long long) used >> 20, (unsigned long long) most >> 20, stream->keys[index],
+            (long long) (now - middle) / 1000,
+            (long long) stream->role->config->run.replay_window / 1000);
+    }
+
+    return middle;
+}
+
+/* One stream, up to `limit`. Redis drops so many at a time, and is asked again. */
+static bool
+stream_trim_to(struct stream *stream, unsigned index, const char *limit)
+{
+    for (unsigned round = 0; round < TRIM_ROUNDS_MAX; round++) {
+        redisReply *reply =
+            redis_command(&stream->redis, "XTRIM %s MINID ~ %s", stream->keys[index], limit);
+        long long trimmed;
+
+        if (reply == NULL) {
+            return false;
+        }
+
+        trimmed = reply->integer;
+        role_count(stream->role, COUNTER_TRIMMED, (uint64_t) trimmed);
+        freeReplyObject(reply);
+
+        if (trimmed == 0) {
+            break;
+        }
+    }
+
+    return true;
+}
+
 /*
  * Drops what is acknowledged and older than the replay window. The group's position is read first:
  * what is not pending afterwards and not behind it was acknowledged.
@@ -1019,14 +1146,15 @@ stream_trim(struct stream *stream)
         struct group_state state;
         char window[48];
         const char *limit = window;
-        redisReply *reply;
+        bool crowded;
+        int64_t from;
 
-        if (now < 0 || !stream_group_state(stream, i, &state)) {
+        if (now < 0 || !stream_group_state(stream, i, &state) ||
+            (from = stream_kept_from(stream, i, &state, now, &crowded)) < 0) {
             return false;
         }
 
-        snprintf(window, sizeof(window), "%lld-0",
-            (long long) (now - stream->role->config->run.replay_window));
+        snprintf(window, sizeof(window), "%lld-0", (long long) from);
         if (redis_id_compare(state.last_delivered, limit) < 0) {
             limit = state.last_delivered;
         }
@@ -1035,13 +1163,13 @@ stream_trim(struct stream *stream)
             limit = state.oldest_pending;
         }
 
-        reply = redis_command(&stream->redis, "XTRIM %s MINID ~ %s", stream->keys[i], limit);
-        if (reply == NULL) {
+        if (!stream_trim_to(stream, i, limit)) {
             return false;
         }
 
-        role_count(stream->role, COUNTER_TRIMMED, (uint64_t) reply->integer);
-        freeReplyObject(reply);
+        if (crowded) {
+            stream->next_trim_ms = clock_monotonic_ms() + CROWDED_INTERVAL_MS;
+        }
     }
 
     return true;
@@ -1084,19 +1212,6 @@ stream_claim(struct stream *stream)
         }
     }
 
-    return true;
-}
-
-static bool
-stream_due(int64_t *next, int64_t interval)
-{
-    int64_t now = clock_monotonic_ms();
-
-    if (now < *next) {
-        return false;
-    }
-
-    *next = now + interval;
     return true;
 }
 
@@ -1275,7 +1390,9 @@ stream_connect(struct stream *stream)
 static bool
 stream_live(struct stream *stream)
 {
-    if (!stream_connect(stream) || !stream_make_groups(stream) || !stream_replay(stream)) {
+    /* Upkeep first: in a full Redis nothing can be settled before something was trimmed. */
+    if (!stream_connect(stream) || !stream_make_groups(stream) || !stream_upkeep(stream) ||
+        !stream_replay(stream)) {
         return role_should_end(stream->role) && stream->pg != NULL &&
                PQstatus(stream->pg) == CONNECTION_OK;
     }

@@ -105,6 +105,7 @@ struct stream {
 
     char identity[PG_IDENTITY_MAX];
     int64_t next_gauge_ms, next_claim_ms, next_trim_ms, next_prepare_ms, next_turn_ms;
+    int64_t next_warning_ms; /* that the replay window is cut */
 
     void *data; /* the kind's own */
 };

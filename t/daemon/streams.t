@@ -87,5 +87,33 @@ SKIP: {
     my ($kib) = $t->slurp("/proc/$t->{processes}{daemon}/status") =~ /^VmHWM:\s+(\d+)/m;
     cmp_ok($kib, '<', 64 * 1024, 'and a read asks for fewer of them, so that memory stays bounded');
 }
+
+# --- a Redis that is full of what is kept for a replay -------------------------------------------------------------------
+
+sub used { return $t->redis('INFO', 'memory') =~ /^used_memory:(\d+)/m ? $1 : die 'no used_memory' }
+
+$t->daemon_stop;
+$t->psql('truncate affiliate.click');
+$t->redis('FLUSHALL');
+$t->daemon_start(conf => { redis => { streams => 1 } });
+produce($t, seed => $seed + 30, count => 60_000);
+drained($t);
+$t->daemon_stop;
+my $kept = $t->redis('XLEN', 'aff:clicks:0');
+my $full = used();
+$t->redis('CONFIG', 'SET', 'maxmemory', $full - 1_000_000);
+like(eval { $t->redis('SETBIT', 'aff:test', 1, 1) } // $@, qr/OOM/, 'Redis takes nothing any more');
+$t->daemon_start;
+ok($t->wait_until('room', sub { used() < $full * 0.75 }), 'makes room for what comes, as soon as a daemon runs');
+my $left = $t->redis('XLEN', 'aff:clicks:0');
+cmp_ok($left, '>', $kept / 8, 'and not more of it than is needed');
+like($t->daemon_log, qr/of aff:clicks:0 the last \d+ s are kept for a replay, not 3600/, 'and says so');
+my $later = produce($t, seed => $seed + 31, count => 1000);
+ok($t->wait_until('what comes', sub { clicks($t) == 61_000 }), 'what comes is applied');
+drained($t);
+clicks_are($t, 61_000, 'once');
+cmp_ok(acknowledged($t, $later), '>', 0, 'and acknowledged');
+$t->redis('CONFIG', 'SET', 'maxmemory', 0);
+
 is_deeply(dead($t), {}, 'no dead letters');
 done_testing();
