@@ -633,7 +633,7 @@ as $$
         'param', l.param,
         'fallback', l.fallback,
         'expires_at', l.expires_at,
-        'state', l.state,
+        'state', case when l.state = 'active' and l.expires_at <= now() then 'expired' else l.state end,
         'created_at', l.created_at)
 $$;
 

@@ -57,7 +57,8 @@ as $$
         'sentence', affiliate.state_sentence(
             affiliate.order_state(o), o.problem, o.due_at, o.refunded_minor, coalesce(o.currency, o.posted_currency)),
         'amount', affiliate.amount_text(o.amount_minor, k.decimals),
-        'refunded', affiliate.amount_text(o.refunded_minor, k.decimals),
+        'refunded', affiliate.amount_text(
+            case when o.returned_at is null then o.refunded_minor else o.amount_minor end, k.decimals),
         'currency', coalesce(o.currency, o.posted_currency),
         'commission', affiliate.amount_text(o.posted_commission_minor, c.decimals),
         'fee', affiliate.amount_text(o.posted_fee_minor, c.decimals),

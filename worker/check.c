@@ -78,7 +78,8 @@ check_files(struct check *check)
     }
 
     if (config_read_keys(check->config, &ring, error)) {
-        check_ok("%u master keys, %s is current", ring.count, ring.keys[0].id);
+        check_ok("%u master key%s, %s is current", ring.count, ring.count == 1 ? "" : "s",
+            ring.keys[0].id);
     } else {
         check_failed(check, "master keys: %s", error);
     }

@@ -645,6 +645,21 @@ dump_page(const redisReply *page, const char *stream, const struct aff_keyring *
 }
 
 static bool
+dump_exists(struct redis *redis, const char *stream)
+{
+    redisReply *reply = redis_command(redis, "EXISTS %s", stream);
+    bool exists = reply != NULL && reply->integer == 1;
+
+    if (!exists) {
+        fprintf(stderr, "affiliated dump: %s: %s\n", stream,
+            reply == NULL ? redis->error : "there is no such stream");
+    }
+
+    freeReplyObject(reply);
+    return exists;
+}
+
+static bool
 dump_stream(
     const struct config *config, const struct dump_range *range, const struct aff_keyring *ring)
 {
@@ -655,6 +670,11 @@ dump_stream(
 
     if (!redis_connect(&redis, config)) {
         fprintf(stderr, "affiliated dump: Redis: %s\n", redis.error);
+        return false;
+    }
+
+    if (!dump_exists(&redis, range->stream)) {
+        redis_close(&redis);
         return false;
     }
 

@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(49);
+select plan(51);
 
 create function pg_temp.refused(p_call text, p_message text)
 returns text
@@ -69,6 +69,8 @@ select ok((select l ->> 'code' ~ '^[2-9a-hjkmnp-z]{10}$' from affiliate.link_cre
     '{"campaign": 900021, "affiliate": 900011, "url": "https://WWW.Shop.example:8443/tea?x=1#y"}') l), 'a code without look-alikes');
 select pg_temp.refused($$ affiliate.link_create('{"campaign": 900021, "affiliate": 900011, "url": "https://shop.example/",
     "code": "fixture-1"}') $$, 'code: ''fixture-1'' is taken');
+select is((select l ->> 'state' from affiliate.link_create('{"campaign": 900021, "affiliate": 900011, "url": "https://shop.example/",
+    "expires_at": "2020-01-01"}') l), 'expired', 'a link whose time is over');
 select is((select l ->> 'state' from affiliate.link_pause('{"link": "fixture-1"}') l), 'paused', 'paused');
 select affiliate.link_remove('{"link": "fixture-1"}') \g /dev/null
 select pg_temp.refused($$ affiliate.link_resume('{"link": "fixture-1"}') $$, 'link: was removed');
@@ -94,6 +96,10 @@ select is((select o ->> 'sentence' from affiliate.order_show('{"merchant": 90000
     || to_char((now() + interval '50 minutes') at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC.', 'in words');
 select results_eq($$ select b ->> 'owner', b ->> 'kind', b ->> 'balance' from affiliate.balance_list('{"merchant": 900001}') b order by 1, 2 $$,
     $$ values ('affiliate', 'pending', '125.05'), ('merchant', 'accrued', '150.06'), ('platform', 'fee_pending', '25.01') $$, 'balances');
+select pg_temp.report(jsonb_build_object('order', 'S', 'status', 'returned', 'click', o ->> 'click'))
+  from affiliate.order_show('{"merchant": 900001, "order": "S"}') o \g /dev/null
+select is((select (o ->> 'state') || ' ' || (o ->> 'refunded') from affiliate.order_show('{"merchant": 900001, "order": "S"}') o),
+    'refunded 1250.50', 'returned as a whole, all of it is refunded');
 
 -- Every function is safe from a search_path that somebody else set.
 select is_empty($$
