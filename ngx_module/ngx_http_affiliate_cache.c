@@ -78,6 +78,7 @@ struct ngx_http_affiliate_cache_s {
     ngx_uint_t                      blocks;
     ngx_uint_t                      dirty;
     uint32_t                        epoch;
+    uint32_t                        version;     /* changes with any answer */
 
     /* the names invalidated last, by their hashes */
     uint32_t                        changes;
@@ -112,6 +113,7 @@ _Static_assert(7 * NGX_HTTP_AFFILIATE_VARINT_MAX + 1
 static void ngx_http_affiliate_cache_lock(ngx_http_affiliate_cache_t *cache);
 static void ngx_http_affiliate_cache_unlock(
     ngx_http_affiliate_cache_t *cache);
+static void ngx_http_affiliate_cache_change(ngx_http_affiliate_cache_t *cache);
 static void ngx_http_affiliate_cache_empty(ngx_http_affiliate_cache_t *cache);
 static void ngx_http_affiliate_cache_insert_value(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
@@ -255,6 +257,8 @@ ngx_http_affiliate_cache_get(ngx_http_affiliate_cache_t *cache,
     skip = head->name_len;
     len = head->len - skip;
     record->len = len;
+    record->version = cache->version;
+    record->fresh = head->fetched + times->valid;
     p = record->data;
 
     if (skip < sizeof(head->data)) {
@@ -344,6 +348,7 @@ ngx_http_affiliate_cache_put(ngx_http_affiliate_cache_t *cache,
     ngx_memory_barrier();
     cache->dirty = 0;
 
+    ngx_http_affiliate_cache_change(cache);
     ngx_http_affiliate_cache_unlock(cache);
 }
 
@@ -390,6 +395,7 @@ ngx_http_affiliate_cache_invalidate(ngx_http_affiliate_cache_t *cache,
         entry->head->changed = 1;
     }
 
+    ngx_http_affiliate_cache_change(cache);
     ngx_http_affiliate_cache_unlock(cache);
 }
 
@@ -401,6 +407,7 @@ ngx_http_affiliate_cache_invalidate_all(ngx_http_affiliate_cache_t *cache)
 
     cache->epoch++;
 
+    ngx_http_affiliate_cache_change(cache);
     ngx_http_affiliate_cache_unlock(cache);
 }
 
@@ -438,8 +445,25 @@ ngx_http_affiliate_cache_lock(ngx_http_affiliate_cache_t *cache)
 
     if (cache->dirty) {
         ngx_http_affiliate_cache_empty(cache);
+        ngx_http_affiliate_cache_change(cache);
         cache->resets++;
     }
+}
+
+
+/* Under the mutex: what a worker keeps for itself is worth nothing now. */
+
+static void
+ngx_http_affiliate_cache_change(ngx_http_affiliate_cache_t *cache)
+{
+    __atomic_store_n(&cache->version, cache->version + 1, __ATOMIC_RELEASE);
+}
+
+
+uint32_t
+ngx_http_affiliate_cache_version(ngx_http_affiliate_cache_t *cache)
+{
+    return __atomic_load_n(&cache->version, __ATOMIC_ACQUIRE);
 }
 
 
@@ -900,21 +924,14 @@ ngx_http_affiliate_key_pack(const struct aff_key *key,
 }
 
 
-struct aff_link *
-ngx_http_affiliate_link_unpack(ngx_pool_t *pool, ngx_str_t *code,
-    const u_char *data, size_t len)
+ngx_int_t
+ngx_http_affiliate_link_unpack(struct aff_link *link, u_char *p,
+    ngx_str_t *code, const u_char *data, size_t len)
 {
-    u_char             *p;
-    unsigned            i, bits;
-    struct aff_link    *link;
-    struct aff_reader   in;
+    unsigned           i, bits;
+    const char        *rule;
+    struct aff_reader  in;
 
-    link = ngx_palloc(pool, sizeof(struct aff_link) + code->len + len);
-    if (link == NULL) {
-        return NULL;
-    }
-
-    p = (u_char *) link + sizeof(struct aff_link);
     link->code = aff_slice(p, code->len);
     p = ngx_cpymem(p, code->data, code->len);
     ngx_memcpy(p, data, len);
@@ -940,14 +957,27 @@ ngx_http_affiliate_link_unpack(ngx_pool_t *pool, ngx_str_t *code,
     link->fallback = ngx_http_affiliate_unpack_slice(&in);
 
     if (link->hosts_count > AFF_LINK_HOSTS_MAX) {
-        return NULL;
+        return NGX_ERROR;
     }
 
     for (i = 0; i < link->hosts_count; i++) {
         link->hosts[i] = ngx_http_affiliate_unpack_slice(&in);
     }
 
-    return (in.failed || in.pos != in.end) ? NULL : link;
+    if (in.failed || in.pos != in.end) {
+        return NGX_ERROR;
+    }
+
+    if (!aff_url_check(link->url, NULL, &rule)
+        || (link->fallback.len != 0
+            && !aff_url_check(link->fallback, NULL, &rule)))
+    {
+        ngx_log_error(NGX_LOG_ALERT, ngx_cycle->log, 0,
+                      "affiliate link \"%V\" leads nowhere: it %s", code, rule);
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
 }
 
 

@@ -48,8 +48,13 @@ typedef enum {
 #define NGX_HTTP_AFFILIATE_RECORD_MAX  6656
 
 
-/* A packed link or key: what the cache holds, in private memory. */
+/*
+ * A packed link or key: what the cache holds, in private memory.  It is the
+ * cache's answer until "fresh" as long as the cache's version is "version".
+ */
 typedef struct {
+    uint32_t                         version;
+    ngx_msec_t                       fresh;
     size_t                           len;
     u_char                           data[NGX_HTTP_AFFILIATE_RECORD_MAX];
 } ngx_http_affiliate_record_t;
@@ -116,6 +121,9 @@ void ngx_http_affiliate_cache_invalidate(ngx_http_affiliate_cache_t *cache,
 void ngx_http_affiliate_cache_invalidate_all(
     ngx_http_affiliate_cache_t *cache);
 
+/* Without the mutex. */
+uint32_t ngx_http_affiliate_cache_version(ngx_http_affiliate_cache_t *cache);
+
 void ngx_http_affiliate_cache_use(ngx_http_affiliate_cache_t *cache,
     ngx_http_affiliate_cache_use_t *use);
 
@@ -129,9 +137,13 @@ ngx_int_t ngx_http_affiliate_link_pack(const struct aff_link *link,
 ngx_int_t ngx_http_affiliate_key_pack(const struct aff_key *key,
     ngx_http_affiliate_record_t *record);
 
-/* Into the pool, strings too.  NULL if out of memory or not well-formed. */
-struct aff_link *ngx_http_affiliate_link_unpack(ngx_pool_t *pool,
+/*
+ * Strings go to p, code->len + len bytes of them.  NGX_ERROR: malformed, or it
+ * leads where no link may: destinations are checked again when they leave.
+ */
+ngx_int_t ngx_http_affiliate_link_unpack(struct aff_link *link, u_char *p,
     ngx_str_t *code, const u_char *data, size_t len);
+/* Into the pool, strings too.  NULL if out of memory or not well-formed. */
 struct aff_key *ngx_http_affiliate_key_unpack(ngx_pool_t *pool, ngx_str_t *id,
     const u_char *data, size_t len);
 

@@ -283,10 +283,9 @@ ngx_http_affiliate_fraud_verdict(uint32_t reasons)
 
     verdict = AFF_VERDICT_VALID;
 
-    for (bit = 0; reasons != 0; bit++, reasons >>= 1) {
-        if (reasons & 1) {
-            verdict = ngx_max(verdict, ngx_http_affiliate_fraud_verdicts[bit]);
-        }
+    for ( /* void */ ; reasons != 0; reasons &= reasons - 1) {
+        bit = __builtin_ctz(reasons);
+        verdict = ngx_max(verdict, ngx_http_affiliate_fraud_verdicts[bit]);
     }
 
     return verdict;

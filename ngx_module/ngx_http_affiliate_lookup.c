@@ -13,6 +13,8 @@
 
 #define NGX_HTTP_AFFILIATE_LOOKUPS_MAX   4096
 #define NGX_HTTP_AFFILIATE_LOG_INTERVAL  60000
+#define NGX_HTTP_AFFILIATE_NEAR          256   /* links that a worker keeps */
+#define NGX_HTTP_AFFILIATE_NEAR_BYTES    512   /* of code and record */
 
 
 struct ngx_http_affiliate_lookup_s {
@@ -32,6 +34,9 @@ struct ngx_http_affiliate_lookup_s {
 };
 
 
+static ngx_int_t ngx_http_affiliate_lookup_unpack(
+    ngx_http_affiliate_question_t *q, const u_char *data, size_t len,
+    ngx_http_affiliate_cache_status_e status);
 static ngx_int_t ngx_http_affiliate_lookup_refresh(ngx_http_request_t *r,
     ngx_http_affiliate_question_t *q);
 static ngx_int_t ngx_http_affiliate_lookup_park(ngx_http_request_t *r,
@@ -67,6 +72,16 @@ static void ngx_http_affiliate_lookup_insert_value(ngx_rbtree_node_t *temp,
 
 
 typedef struct {
+    ngx_http_affiliate_cache_t         *cache;     /* NULL: none */
+    uint32_t                            version;   /* of the cache */
+    ngx_msec_t                          fresh;     /* until */
+    ngx_msec_t                          second;    /* when it was kept */
+    struct aff_link                     link;
+    u_char                              data[NGX_HTTP_AFFILIATE_NEAR_BYTES];
+} ngx_http_affiliate_near_t;
+
+
+typedef struct {
     ngx_str_t                           prefix;    /* of the key in Redis */
     ngx_str_t                           message;   /* of an invalidation */
 } ngx_http_affiliate_lookup_kind_t;
@@ -96,20 +111,105 @@ static ngx_uint_t                    ngx_http_affiliate_parked_max;
 static ngx_msec_t                    ngx_http_affiliate_lookup_down_since;
 static ngx_msec_t                    ngx_http_affiliate_lookup_logged;
 
-/* What was found, until it is unpacked into a request's pool. */
+/* What was found, until it is unpacked. */
 static ngx_http_affiliate_record_t   ngx_http_affiliate_lookup_found;
+
+/*
+ * Links of this second, unpacked: a hot one is taken from the zone, under its
+ * mutex, once a second and whenever anything in the zone changes.
+ */
+static ngx_http_affiliate_near_t     ngx_http_affiliate_lookup_near[
+                                                NGX_HTTP_AFFILIATE_NEAR];
+
+
+#define ngx_http_affiliate_near(name)                                        \
+    &ngx_http_affiliate_lookup_near[                                         \
+        ngx_http_affiliate_cache_hash(NGX_HTTP_AFFILIATE_LINK, name)         \
+        % NGX_HTTP_AFFILIATE_NEAR]
+
+
+static ngx_int_t
+ngx_http_affiliate_lookup_hit(ngx_http_affiliate_question_t *q,
+    ngx_http_affiliate_cache_t *cache)
+{
+    ngx_http_affiliate_near_t  *near;
+
+    near = ngx_http_affiliate_near(&q->name);
+
+    if (near->cache != cache
+        || near->second != ngx_current_msec / 1000
+        || near->version != ngx_http_affiliate_cache_version(cache)
+        || (ngx_msec_int_t) (near->fresh - ngx_current_msec) <= 0
+        || near->link.code.len != q->name.len
+        || ngx_memcmp(near->link.code.data, q->name.data, q->name.len) != 0)
+    {
+        return NGX_DECLINED;
+    }
+
+    q->link = &near->link;
+    q->status = NGX_HTTP_AFFILIATE_HIT;
+
+    return NGX_OK;
+}
+
+
+/* A fresh link that is too large to be kept here is unpacked as others are. */
+
+static ngx_int_t
+ngx_http_affiliate_lookup_keep(ngx_http_affiliate_question_t *q,
+    ngx_http_affiliate_cache_t *cache, ngx_http_affiliate_record_t *record)
+{
+    ngx_http_affiliate_near_t  *near;
+
+    if (q->kind != NGX_HTTP_AFFILIATE_LINK
+        || q->name.len + record->len > NGX_HTTP_AFFILIATE_NEAR_BYTES)
+    {
+        return ngx_http_affiliate_lookup_unpack(q, record->data, record->len,
+                                                NGX_HTTP_AFFILIATE_HIT);
+    }
+
+    near = ngx_http_affiliate_near(&q->name);
+    near->cache = NULL;
+
+    if (ngx_http_affiliate_link_unpack(&near->link, near->data, &q->name,
+                                       record->data, record->len)
+        != NGX_OK)
+    {
+        q->status = NGX_HTTP_AFFILIATE_UNKNOWN;
+        return NGX_ERROR;
+    }
+
+    near->cache = cache;
+    near->version = record->version;
+    near->fresh = record->fresh;
+    near->second = ngx_current_msec / 1000;
+
+    q->link = &near->link;
+    q->status = NGX_HTTP_AFFILIATE_HIT;
+
+    return NGX_OK;
+}
 
 
 static ngx_int_t
 ngx_http_affiliate_lookup_unpack(ngx_http_affiliate_question_t *q,
     const u_char *data, size_t len, ngx_http_affiliate_cache_status_e status)
 {
-    ngx_pool_t  *pool;
+    ngx_pool_t       *pool;
+    struct aff_link  *link;
 
     pool = q->request->pool;
 
     if (q->kind == NGX_HTTP_AFFILIATE_LINK) {
-        q->link = ngx_http_affiliate_link_unpack(pool, &q->name, data, len);
+        link = ngx_palloc(pool, sizeof(struct aff_link) + q->name.len + len);
+
+        if (link
+            && ngx_http_affiliate_link_unpack(link, (u_char *) (link + 1),
+                                              &q->name, data, len)
+               == NGX_OK)
+        {
+            q->link = link;
+        }
 
     } else {
         q->key = ngx_http_affiliate_key_unpack(pool, &q->name, data, len);
@@ -147,6 +247,12 @@ ngx_http_affiliate_lookup(ngx_http_request_t *r,
     q->time = 0;
     q->lookup = NULL;
 
+    if (q->kind == NGX_HTTP_AFFILIATE_LINK
+        && ngx_http_affiliate_lookup_hit(q, amcf->cache) == NGX_OK)
+    {
+        return NGX_OK;
+    }
+
     ready = ngx_http_affiliate_lookup_redis
             && ngx_http_affiliate_redis_ready(ngx_http_affiliate_lookup_redis);
 
@@ -160,8 +266,7 @@ ngx_http_affiliate_lookup(ngx_http_request_t *r,
     switch (found) {
 
     case NGX_HTTP_AFFILIATE_FRESH:
-        return ngx_http_affiliate_lookup_unpack(q, record->data, record->len,
-                                                NGX_HTTP_AFFILIATE_HIT);
+        return ngx_http_affiliate_lookup_keep(q, amcf->cache, record);
 
     case NGX_HTTP_AFFILIATE_NOT_THERE:
         q->status = NGX_HTTP_AFFILIATE_NEGATIVE;

@@ -21,8 +21,9 @@ typedef struct ngx_http_affiliate_lookup_s  ngx_http_affiliate_lookup_t;
 /*
  * A request's question.  Lives in the request's pool; "status" and the record
  * are filled when ngx_http_affiliate_lookup() returns NGX_OK, or when handler
- * is called.  A record (link or key by kind) points into the request's pool;
- * it is NULL for status NEGATIVE and UNKNOWN.
+ * is called.  A record (link or key by kind) is NULL for status NEGATIVE and
+ * UNKNOWN.  A key is of the request's pool; a link is good until control goes
+ * back to the event loop, or something else is looked up.
  */
 typedef struct {
     ngx_http_affiliate_kind_e           kind;

@@ -10,7 +10,7 @@
 #include <openssl/rand.h>
 
 
-#define NGX_HTTP_AFFILIATE_LAYOUT        1      /* of the shared zone */
+#define NGX_HTTP_AFFILIATE_LAYOUT        2      /* of the shared zone */
 #define NGX_HTTP_AFFILIATE_RANDOM_BYTES  4096
 #define NGX_HTTP_AFFILIATE_KEY_FILE_MAX  16384
 

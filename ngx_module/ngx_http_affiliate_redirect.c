@@ -438,7 +438,6 @@ ngx_http_affiliate_redirect_location(ngx_http_request_t *r,
 {
     size_t                          size;
     ngx_uint_t                      i, n;
-    const char                     *rule;
     struct aff_slice                target, param;
     struct aff_param                params[AFF_MERGE_MAX];
     ngx_http_affiliate_loc_conf_t  *alcf;
@@ -478,15 +477,6 @@ ngx_http_affiliate_redirect_location(ngx_http_request_t *r,
     target = ngx_http_affiliate_redirect_target(link, query->url, param,
                                                 ctx->has_click_id);
 
-    /* it was checked when it entered the cache; this is the last door */
-
-    if (target.data == link->url.data && !aff_url_check(target, NULL, &rule)) {
-        ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
-                      "affiliate link \"%V\" leads nowhere: %s",
-                      &ctx->code, rule);
-        return NGX_ERROR;
-    }
-
     size = aff_url_merge_size(target, params, n);
 
     location->data = ngx_pnalloc(r->pool, size);
@@ -512,8 +502,16 @@ ngx_http_affiliate_redirect_refuse(ngx_http_request_t *r,
     alcf = ngx_http_get_module_loc_conf(r, ngx_http_affiliate_module);
 
     if (link && link->fallback.len != 0) {
-        url.data = (u_char *) link->fallback.data;
+
+        /* the header outlives the link: $sent_http_location in a log */
+
         url.len = link->fallback.len;
+        url.data = ngx_pnalloc(r->pool, url.len);
+        if (url.data == NULL) {
+            return NGX_HTTP_INTERNAL_SERVER_ERROR;
+        }
+
+        ngx_memcpy(url.data, link->fallback.data, url.len);
 
     } else {
         url = alcf->fallback;
