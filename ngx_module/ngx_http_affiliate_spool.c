@@ -2542,7 +2542,7 @@ ngx_http_affiliate_adopt_header(ngx_http_affiliate_adopter_t *ad, int dir,
 
     case AFF_SEGMENT_BLANK:
 
-        /* power was lost before its header; records are never before that */
+        /* power was lost before its header: no record was said to be there */
 
         first = 1;
 
