@@ -119,7 +119,7 @@ $t->daemon_stop;
     }
     is($spared, 0, 'a click that PostgreSQL acknowledges within the sync interval is not written to disk');
     is(conversions(1)->{status}, 202, 'a conversion');
-    cmp_ok(status()->{spool_syncs_total}{conversions}, '>', 0, 'is, before it is answered');
+    ok($t->wait_until('its disk', sub { status()->{spool_syncs_total}{conversions} > 0 }), 'is, also when Redis holds it');
 
     $t->daemon_stop;
     my $syncs = status()->{spool_syncs_total}{clicks};

@@ -775,6 +775,8 @@ sub nginx_start
     $self->nginx_conf(%o) if %o || !-e $self->path('nginx.conf');
     unlink $self->path('nginx.pid');
     $self->{nginx_count}++;
+    # Somebody else's run looks whether the port is free: nginx tries again, and whether it is up is seen below.
+    $self->allow_alerts(qr/bind\(\) to \S+ failed \(98: Address already in use\)/);
     $self->_spawn('nginx', { log => $self->path('nginx.out'), env => $self->_sanitizer_env(1) },
         $self->_nginx_command('-g', 'daemon off;'));
     my $up = 0;
