@@ -1,7 +1,7 @@
 # make              the module and the daemon, into build/
 # make test         every test (what ./test runs once the packages are there)
 # make bench        benchmarks: ratios, each beside its reference
-# make asan         both once more under AddressSanitizer and UBSan, into build/asan/
+# make asan         both once more under AddressSanitizer and UBSan, with fault points, into build/asan/
 # make lint format  clang-format, clang-tidy, cppcheck, shellcheck
 # make fuzz SECONDS=60    each fuzz target that long
 # make install DESTDIR= PREFIX=/usr/local
@@ -25,7 +25,7 @@ WARN    := -Wall -Wextra -Werror
 PKGS    := libpq hiredis jansson libcrypto
 CFLAGS  := -std=c11 -D_GNU_SOURCE $(OPT) $(WARN) -fPIC -fvisibility=hidden -pthread -I. -Iprotocol
 HARDEN  := -D_FORTIFY_SOURCE=2 -fstack-protector-strong
-ASAN    := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+ASAN    := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DAFFILIATED_FAULTS
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 PKG_LIBS   = $(shell pkg-config --libs $(PKGS))
 

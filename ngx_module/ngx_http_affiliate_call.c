@@ -8,6 +8,7 @@
 
 #include "../protocol/api_key.h"
 #include "../protocol/signature.h"
+#include "../protocol/fault.h"
 
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
@@ -803,6 +804,10 @@ ngx_http_affiliate_call_record(ngx_http_affiliate_call_t *call,
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
+    if (AFF_FAULT("conversion.encoded")) {
+        return NGX_HTTP_SERVICE_UNAVAILABLE;
+    }
+
     /* the log grows in order: the last position stands for all before it */
 
     call->waiter.position = ngx_http_affiliate_spool_commit(
@@ -810,7 +815,8 @@ ngx_http_affiliate_call_record(ngx_http_affiliate_call_t *call,
                                         AFF_FRAME_CONVERSION,
                                         AFF_CONVERSION_VERSION, len);
 
-    return NGX_DECLINED;
+    return AFF_FAULT("conversion.recorded") ? NGX_HTTP_SERVICE_UNAVAILABLE
+                                            : NGX_DECLINED;
 }
 
 
@@ -928,7 +934,7 @@ ngx_http_affiliate_call_durable(void *data, ngx_int_t rc)
 {
     ngx_http_affiliate_call_t  *call = data;
 
-    call->durable = rc == NGX_OK;
+    call->durable = rc == NGX_OK && !AFF_FAULT("conversion.durable");
 
     ngx_http_affiliate_call_resume(call);
 }

@@ -9,6 +9,7 @@
 
 #include "ngx_http_affiliate.h"
 #include "../protocol/chars.h"
+#include "../protocol/fault.h"
 
 
 #define NGX_HTTP_AFFILIATE_GONE  410       /* nginx has no name for it */
@@ -236,6 +237,7 @@ ngx_http_affiliate_redirect_click(ngx_http_request_t *r,
     {
         frame = ngx_http_affiliate_spool_reserve(ngx_http_affiliate_clicks,
                                                  size);
+        (void) AFF_FAULT("redirect.reserved");
     }
 
     if (frame) {
@@ -267,6 +269,10 @@ ngx_http_affiliate_redirect_click(ngx_http_request_t *r,
                                                AFF_FRAME_CLICK,
                                                AFF_CLICK_VERSION, size);
         ctx->recorded = 1;
+
+        if (AFF_FAULT("redirect.recorded")) {
+            return NGX_HTTP_SERVICE_UNAVAILABLE;
+        }
     }
 
     ngx_http_affiliate_stat_inc(redirects[click.verdict][ctx->question.status]);

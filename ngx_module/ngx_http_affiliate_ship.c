@@ -21,6 +21,7 @@
 
 #include "ngx_http_affiliate_ship.h"
 #include "ngx_http_affiliate_status.h"
+#include "../protocol/fault.h"
 
 
 #define NGX_HTTP_AFFILIATE_SHIP_WINDOW        (512 * 1024)  /* in flight */
@@ -538,6 +539,11 @@ ngx_http_affiliate_ship_send(ngx_http_affiliate_source_t *source,
     call->n = 1;
     call->batches[0] = (uint32_t) n;
 
+    if (AFF_FAULT("ship.sending")) {
+        ngx_free(call);
+        return NGX_DECLINED;
+    }
+
     argv[0] = "XADD";
     argvlen[0] = sizeof("XADD") - 1;
     argv[1] = (char *) key;
@@ -557,6 +563,8 @@ ngx_http_affiliate_ship_send(ngx_http_affiliate_source_t *source,
         ngx_free(call);
         return NGX_DECLINED;
     }
+
+    (void) AFF_FAULT("ship.queued");
 
     batch->state = NGX_HTTP_AFFILIATE_BATCH_SENDING;
     seg->flights++;
@@ -602,6 +610,10 @@ ngx_http_affiliate_ship_sent(void *data, redisReply *reply)
     ship = ngx_http_affiliate_ship;
     batch = &seg->batches[n];
     seg->flights--;
+
+    if (AFF_FAULT("ship.replied")) {
+        reply = NULL;
+    }
 
     if (reply == NULL || ngx_http_affiliate_ship_id(reply, id) != NGX_OK) {
 
@@ -848,6 +860,8 @@ ngx_http_affiliate_ship_release(ngx_http_affiliate_source_t *source,
 
     ngx_http_affiliate_spool_release(source->log, seg);
 
+    (void) AFF_FAULT("ship.released");
+
     /* what is not deleted expires */
 
     (void) ngx_http_affiliate_redis_command(ngx_http_affiliate_ship->redis,
@@ -991,6 +1005,8 @@ ngx_http_affiliate_ship_acked(ngx_http_affiliate_source_t *source,
         seg->unacked_bytes -= batch->length;
         seg->acked++;
         n++;
+
+        (void) AFF_FAULT("ship.acknowledged");
     }
 
     return n;

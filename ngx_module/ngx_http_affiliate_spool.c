@@ -64,6 +64,7 @@
 #include "ngx_http_affiliate_spool.h"
 #include "ngx_http_affiliate_status.h"
 #include "../protocol/bytes.h"
+#include "../protocol/fault.h"
 #include "../protocol/segment.h"
 
 
@@ -710,6 +711,8 @@ ngx_http_affiliate_spool_release(ngx_http_affiliate_log_t *log,
 
     ngx_http_affiliate_stat_inc(released);
 
+    (void) AFF_FAULT("spool.releasing");
+
     if (log == NULL) {
         ngx_http_affiliate_adopter->held--;
         ngx_http_affiliate_spool_dispose(ngx_http_affiliate_adopter->conf,
@@ -728,6 +731,8 @@ ngx_http_affiliate_spool_release(ngx_http_affiliate_log_t *log,
     {
         seg->broken = 1;
     }
+
+    (void) AFF_FAULT("spool.released");
 
     if (seg->busy) {
         /* an fdatasync() has its descriptor */
@@ -956,10 +961,14 @@ ngx_http_affiliate_spool_create(ngx_http_affiliate_spool_conf_t *conf,
 
     ngx_http_affiliate_spool_header(seg);
 
-    if (renameat(dir, (char *) temp, dir, (char *) name) == -1) {
+    if (AFF_FAULT("spool.created")
+        || renameat(dir, (char *) temp, dir, (char *) name) == -1)
+    {
         failed = "rename()";
         goto unlink;
     }
+
+    (void) AFF_FAULT("spool.named");
 
     (void) close(dir);
 
@@ -1410,6 +1419,8 @@ ngx_http_affiliate_spool_rotate(ngx_http_affiliate_log_t *log)
         ngx_http_affiliate_spool_seal(log);
     }
 
+    (void) AFF_FAULT("spool.rotating");
+
     log->ready = NULL;
     log->active = seg;
     log->seed = seg->seed;
@@ -1479,6 +1490,8 @@ ngx_http_affiliate_spool_cut(ngx_http_affiliate_log_t *log)
 
     seg = log->active;
 
+    (void) AFF_FAULT("spool.cutting");
+
     batch = &seg->batches[seg->nbatches];
     ngx_memzero(batch, sizeof(ngx_http_affiliate_batch_t));
 
@@ -1497,6 +1510,8 @@ ngx_http_affiliate_spool_cut(ngx_http_affiliate_log_t *log)
     log->batch = log->pos;
     log->records = 0;
     seg->nbatches++;
+
+    (void) AFF_FAULT("spool.cut");
 
     if (log->pos > log->end || seg->nbatches == seg->capacity) {
         /* the boundary took the reserve, or there is no number left */
@@ -1696,6 +1711,10 @@ ngx_http_affiliate_spool_sync_run(void *data)
         /* "busy" keeps the descriptor open */
 
         sync->err[i] = (fdatasync(sync->segments[i]->fd) == -1) ? ngx_errno : 0;
+
+        if (AFF_FAULT("spool.synced")) {
+            sync->err[i] = EIO;
+        }
 
         if (sync->err[i] || sync->linked[i]) {
             continue;
@@ -2486,7 +2505,8 @@ ngx_http_affiliate_adopt_try(ngx_http_affiliate_adopter_t *ad, int dir,
         return NGX_DECLINED;
     }
 
-    seg = calloc(1, sizeof(ngx_http_affiliate_segment_t));
+    seg = AFF_FAULT("spool.adopting")
+          ? NULL : calloc(1, sizeof(ngx_http_affiliate_segment_t));
     if (seg == NULL) {
         (void) close(fd);
         return NGX_DECLINED;

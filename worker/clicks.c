@@ -214,7 +214,7 @@ clicks_open(struct stream *stream, struct leaf *leaf, struct pg_error *error)
     snprintf(sql, sizeof(sql), "copy %s (" CLICK_ROW_COLUMNS ") from stdin (format binary)",
         leaf->relation);
     clicks->open = leaf;
-    return copy_begin(stream->pg, sql, error);
+    return copy_begin(stream->pg, sql, error) && !pg_fault(AFF_FAULT("clicks.opened"), error);
 }
 
 /* One record: into the open COPY, beside it, or to the dead letters. */
@@ -277,7 +277,8 @@ clicks_flush(struct stream *stream, struct pg_error *error)
         return true;
     }
 
-    if (!copy_send(stream->pg, &clicks->rows, error) || !copy_end(stream->pg, error)) {
+    if (!copy_send(stream->pg, &clicks->rows, error) || pg_fault(AFF_FAULT("clicks.sent"), error) ||
+        !copy_end(stream->pg, error)) {
         return false;
     }
 
@@ -291,7 +292,7 @@ clicks_flush(struct stream *stream, struct pg_error *error)
         }
     }
 
-    return true;
+    return !pg_fault(AFF_FAULT("clicks.copied"), error);
 }
 
 static bool

@@ -253,7 +253,8 @@ conversions_store(struct stream *stream, const struct entry *entries, size_t cou
     }
 
     if (!copy_send(stream->pg, &conversions->rows, error) || !copy_end(stream->pg, error) ||
-        !conversions_apply(stream, error)) {
+        pg_fault(AFF_FAULT("conversions.staged"), error) || !conversions_apply(stream, error) ||
+        pg_fault(AFF_FAULT("conversions.applied"), error)) {
         return false;
     }
 
@@ -284,6 +285,10 @@ conversions_turn(struct stream *stream, struct pg_error *error)
 
     resolved = atoll(PQgetvalue(result, 0, 0));
     PQclear(result);
+    if (pg_fault(AFF_FAULT("conversions.resolved"), error)) {
+        return false;
+    }
+
     role_count(stream->role, COUNTER_RESOLVED, (uint64_t) resolved);
 
     /* A full one means that there may be more: go on after the next load. */

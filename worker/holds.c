@@ -22,6 +22,10 @@ holds_release(struct role *role, PGconn *pg, int64_t *released)
 
     *released = atoll(PQgetvalue(result, 0, 0));
     PQclear(result);
+    if (pg_fault(AFF_FAULT("holds.released"), &error)) {
+        return role_failed_pg(role, "releasing holds", &error);
+    }
+
     role_count(role, COUNTER_TRANSACTIONS, 1);
     role_count(role, COUNTER_RELEASED, (uint64_t) *released);
     return true;

@@ -35,7 +35,7 @@ partitions_maintain(struct role *role, PGconn *pg)
 
     PQclear(result);
     role_count(role, COUNTER_TRANSACTIONS, 1);
-    return true;
+    return !AFF_FAULT("partitions.maintained") || role_failed(role, "an injected fault");
 }
 
 /* A connection for each turn: there is an hour between two. */

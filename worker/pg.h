@@ -4,6 +4,7 @@
 #ifndef AFFILIATED_PG_H
 #define AFFILIATED_PG_H
 
+#include "protocol/fault.h"
 #include "worker/config.h"
 
 #include <libpq-fe.h>
@@ -50,6 +51,17 @@ bool pg_command(PGconn *conn, const char *sql, struct pg_error *error);
  */
 PGresult *pg_query(PGconn *conn, const char *sql, int count, const char *const *values, int format,
     struct pg_error *error);
+
+/* What AFF_FAULT() said: if a step is to fail, `*error` asks for it again. */
+static inline bool
+pg_fault(int fault, struct pg_error *error)
+{
+    if (fault) {
+        *error = (struct pg_error){.class = PG_CLASS_RETRY, .message = "an injected fault"};
+    }
+
+    return fault;
+}
 
 /* Takes the error out of a result (which may be NULL) and its connection. Returns its class. */
 enum pg_class pg_error_of(PGconn *conn, const PGresult *result, struct pg_error *error);

@@ -326,11 +326,13 @@ projection_changes(struct projection *projection, int *taken)
     }
 
     *taken = PQntuples(changes);
+    ok = !AFF_FAULT("projection.taken") || role_failed(role, "an injected fault");
     for (size_t i = 0; ok && *taken > 0 && i < KINDS; i++) {
         ok = projection_apply_kind(projection, &projection_kinds[i], changes);
     }
 
     ok = ok && (redis_collect(&projection->redis) || projection_failed_redis(projection));
+    ok = ok && (!AFF_FAULT("projection.written") || role_failed(role, "an injected fault"));
     if (ok && *taken > 0) {
         ids = projection_array(changes, 0, NULL);
         values[0] = ids;
@@ -489,6 +491,10 @@ projection_rebuild(struct projection *projection, const char *reason)
             (projection->force && !projection_scan_strangers(projection, &projection_kinds[i]))) {
             return false;
         }
+    }
+
+    if (AFF_FAULT("projection.rebuilt")) {
+        return role_failed(projection->role, "an injected fault");
     }
 
     reply = redis_command(

@@ -445,6 +445,11 @@ stream_read(struct stream *stream, struct load *load, int64_t block_ms, size_t *
         return role_failed_redis(stream->role, "XREADGROUP", &stream->redis);
     }
 
+    if (AFF_FAULT("stream.read")) {
+        freeReplyObject(reply);
+        return role_failed(stream->role, "an injected fault");
+    }
+
     return stream_take(stream, load, reply, got);
 }
 
@@ -726,7 +731,9 @@ stream_attempt(struct stream *stream, struct entry *entries, size_t count, bool 
     }
 
     stream->begun_ms = clock_monotonic_ms();
-    ok = pg_command(stream->pg, "begin", error) && stream_accept(stream, entries, count, error);
+    ok = pg_command(stream->pg, "begin", error) && !pg_fault(AFF_FAULT("stream.begun"), error) &&
+         stream_accept(stream, entries, count, error) &&
+         !pg_fault(AFF_FAULT("stream.accepted"), error);
     stream->accepted_ms = clock_monotonic_ms();
     if (ok && !apart) {
         ok = stream->kind->store(stream, entries, count, -1, error);
@@ -740,7 +747,10 @@ stream_attempt(struct stream *stream, struct entry *entries, size_t count, bool 
     }
 
     stream->stored_ms = clock_monotonic_ms();
-    return ok && stream_write_dead(stream, error) && stream_commit(stream, read_ahead, error);
+    return ok && !pg_fault(AFF_FAULT("stream.stored"), error) && stream_write_dead(stream, error) &&
+           !pg_fault(AFF_FAULT("stream.buried"), error) &&
+           stream_commit(stream, read_ahead, error) &&
+           !pg_fault(AFF_FAULT("stream.committed"), error);
 }
 
 static void
@@ -862,11 +872,14 @@ stream_settle(struct stream *stream, struct load *load)
 {
     bool ok = stream_append_acks(stream, load);
 
+    /* In a build with fault points the bits travel alone, so that there is a step between. */
+    ok = ok && (!AFF_FAULTS || redis_collect(&stream->redis)) && !AFF_FAULT("stream.acknowledged");
+
     for (unsigned i = 0; ok && i < stream->streams; i++) {
         ok = stream_append_xacks(stream, load, i);
     }
 
-    ok = ok && redis_collect(&stream->redis);
+    ok = ok && redis_collect(&stream->redis) && !AFF_FAULT("stream.settled");
     if (!ok) {
         return role_failed_redis(stream->role, "acknowledging", &stream->redis);
     }
@@ -1167,6 +1180,10 @@ stream_trim(struct stream *stream)
             return false;
         }
 
+        if (AFF_FAULT("stream.trimmed")) {
+            return false;
+        }
+
         if (crowded) {
             stream->next_trim_ms = clock_monotonic_ms() + CROWDED_INTERVAL_MS;
         }
@@ -1206,6 +1223,10 @@ stream_claim(struct stream *stream)
 
             snprintf(cursor, sizeof(cursor), "%s", reply->element[0]->str);
             freeReplyObject(reply);
+            if (AFF_FAULT("stream.claimed")) {
+                return false;
+            }
+
             if (strcmp(cursor, "0-0") == 0) {
                 break;
             }
@@ -1338,7 +1359,7 @@ stream_replay(struct stream *stream)
             continue;
         }
 
-        if (!stream_replay_one(stream, i)) {
+        if (!stream_replay_one(stream, i) || AFF_FAULT("stream.replayed")) {
             return false;
         }
 

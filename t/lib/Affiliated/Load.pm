@@ -12,6 +12,7 @@ package Affiliated::Load;
 #
 # begin(%o)         nginx => {...} for nginx_start, pg => {...}, clients => n, daemonized => 1 starts nginx as a daemon of
 #                   its own (binary upgrade needs that), connection => 'close' for a connection a request
+#                   may_drop => 1: a spool that refuses now and then is no problem
 # start, stop       the load, without faults
 # ordeal($s, [name, code] ...)    the schedule comes from the seed, and is printed
 # settle($seconds)  waits until nothing is wrong; what is still wrong, as text
@@ -46,7 +47,8 @@ sub begin
 {
     my ($class, %o) = @_;
     my $t = Affiliated::Test->new;
-    my $self = bless { t => $t, clients => $o{clients} || 3, connection => $o{connection} || 'keep-alive' }, $class;
+    my $self = bless { t => $t, clients => $o{clients} || 3, connection => $o{connection} || 'keep-alive',
+        may_drop => $o{may_drop} }, $class;
     my %nginx = (workers => 2, http => 'affiliate_address_rate off;', log_level => 'notice', %{ $o{nginx} || {} });
 
     $t->redis_start;
@@ -361,7 +363,7 @@ sub _spool_problems
     my $status = eval { JSON::PP::decode_json($self->{t}->get('/status')->{body}) } or return 'no status';
     my @problems;
 
-    for my $name (qw(spool_bytes spool_unsent_records spool_oldest_seconds spool_full dropped_total)) {
+    for my $name (qw(spool_bytes spool_unsent_records spool_oldest_seconds spool_full), $self->{may_drop} ? () : 'dropped_total') {
         for my $channel (qw(clicks conversions)) {
             push @problems, "$name of $channel is $status->{$name}{$channel}" if $status->{$name}{$channel} != 0;
         }

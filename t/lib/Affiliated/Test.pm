@@ -121,6 +121,10 @@ sub new
     srand($seed);
     Test::More::note("directory $dir, AFF_TEST_SEED=$seed");
     $self->{nginx} = $ENV{AFFILIATED_NGINX} || _find('nginx');
+    if ($asan) {
+        # Of the fault points, see protocol/fault.h: mapped by whoever starts, root or not.
+        chmod 0666, $self->write("$_.faults", "\0" x 4096) for qw(nginx daemon);
+    }
     $self->write('keys', $o{master_keys} || 'test ' . join('', map { sprintf '%02x', $_ } 1 .. 32) . "\n");
     $self->{keys} = $self->path('keys');
     chmod 0600, $self->{keys};
@@ -400,6 +404,7 @@ sub _sanitizer_env
     return {} unless $self->{asan};
     chomp(my $asan = `gcc -print-file-name=libasan.so`);
     return {
+        AFFILIATED_FAULT_FILE => $self->path($preload ? 'nginx.faults' : 'daemon.faults'),
         ($preload ? (LD_PRELOAD => $asan) : ()),
         ASAN_OPTIONS => 'abort_on_error=1:disable_coredump=1:detect_leaks=' . ($preload ? 0 : 1),
         UBSAN_OPTIONS => 'print_stacktrace=1:halt_on_error=1',
