@@ -159,7 +159,7 @@ sub _click
 
     if ($r->{status} == 302) {
         my ($id) = $r->{headers}{location} =~ /affiliate_click_id=([0-9a-z]{39})/;
-        $self->_note($id ? "click\t$id" : "odd\tno click_id: $r->{headers}{location}");
+        $self->_note($id ? "click\t$id" : $self->{may_drop} ? 'dropped' : "odd\tno click_id: $r->{headers}{location}");
         return $id;
     }
     $self->_note($r->{status} == 0 ? 'lost' : $r->{status} == 503 ? 'refused' : "odd\tclick: $r->{status}");
