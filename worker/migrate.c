@@ -140,6 +140,7 @@ migrate_run(PGconn *conn)
 {
     struct pg_error error;
     const char *mismatch;
+    bool applied = false;
     int version;
 
     /* A migration that waits for a lock must not stop everybody who comes behind it. */
@@ -181,6 +182,12 @@ migrate_run(PGconn *conn)
         }
 
         printf("%s\n", m->name);
+        applied = true;
+    }
+
+    if (applied && !pg_command(conn, "select affiliate.renew_rights()", &error)) {
+        fprintf(stderr, "affiliated migrate: rights: %s\n", error.message);
+        return COMMAND_FAILED;
     }
 
     printf("schema version %d\n", migrate_latest());

@@ -13,6 +13,7 @@ package Affiliated::Test;
 #   done_testing();                                # stops everything, adds "no alerts" and "no sanitizer errors"
 #
 # AFFILIATED_BUILD=asan takes build/asan/. AFFILIATED_KEEP=1 leaves the directory. NGINX=path takes another nginx.
+# AFFILIATED_LOGIN=name runs affiliated by a login of this name that owns nothing in PostgreSQL.
 # Whoever runs it as root gets nginx's workers as www-data, and PostgreSQL, Redis and affiliated as postgres.
 #
 # new(%o)              master_keys => text of the key file; dir is $t->{dir}
@@ -618,6 +619,8 @@ sub pg_start
         }
     }
     $self->_pg_run($data);
+    $self->psql("do \$\$ begin if to_regrole('$ENV{AFFILIATED_LOGIN}') is null then create role $ENV{AFFILIATED_LOGIN} login; "
+            . "perform affiliate.grant_rights('$ENV{AFFILIATED_LOGIN}', true); end if; end \$\$") if $ENV{AFFILIATED_LOGIN} && !$o{empty};
     return $self;
 }
 
@@ -1074,7 +1077,7 @@ sub daemon_conf
     my ($self, %o) = @_;
     my %conf = (
         run => { consumer => 'test', status_socket => $self->path('state/status.sock'), retry_max => '500ms' },
-        postgres => { conninfo => 'host=' . ($self->{pg_socket} || $self->path('pgs')) . ' user=postgres dbname=affiliate' },
+        postgres => { conninfo => 'host=' . ($self->{pg_socket} || $self->path('pgs')) . ' user=' . ($ENV{AFFILIATED_LOGIN} || 'postgres') . ' dbname=affiliate' },
         redis => { address => 'unix:' . ($self->{redis_socket} || $self->path('redis/redis.sock')) },
         keys => { file => $self->{keys} },
         conversions => { resolve_interval => '100ms' },
