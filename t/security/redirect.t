@@ -67,37 +67,43 @@ for my $code ("abc%0d%0aX: y", 'abc%00', 'abc%ff', '..%2f..%2fstatus', 'abc%20',
 
 sub record { return $t->redis('GET', "aff:link:$_[0]") }
 
-$t->link(code => "sound$_", url => 'http://127.0.0.1/sound') for 1 .. 4;
-my $sound = record('sound1');
+# What somebody without the key can make of a sound record. Each is tried on a link that nobody has asked for yet.
 my %poison = (
-    'of another code' => $sound,
-    'with another host' => $sound =~ s/127\.0\.0\.1/203.0.113.9/gr,
-    'with another path' => $sound =~ s/sound$/evils/r =~ s{/sound}{/evilp}r,
-    'with a MAC of nought' => substr($sound, 0, -8) . "\0" x 8,
-    'cut off' => substr($sound, 0, -1),
-    'with more behind it' => "$sound\0",
-    'of text' => 'http://203.0.113.9/',
-    'of nothing' => '',
-    'without end' => 'A' x 7000,
-    map({ ("with bit $_ turned" => $sound ^ "\0" x ($_ / 8) . chr(1 << $_ % 8) . "\0" x (length($sound) - $_ / 8 - 1)) }
-        map { $t->random(8 * length $sound) } 1 .. 24),
+    'of another code' => sub { $t->link(code => 'sound'); return record('sound') },
+    'with another host' => sub { $_[0] =~ s/127\.0\.0\.1/203.0.113.9/gr },
+    'with another host as long' => sub { $_[0] =~ s/127\.0\.0\.1/203.0.1.9/gr },
+    'with another path' => sub { $_[0] =~ s{/shop}{/evil}r },
+    'with a MAC of nought' => sub { substr($_[0], 0, -8) . "\0" x 8 },
+    'cut off' => sub { substr $_[0], 0, -1 },
+    'with more behind it' => sub { "$_[0]\0" },
+    'of text' => sub { 'http://203.0.113.9/' },
+    'of nothing' => sub { '' },
+    'without end' => sub { 'A' x 7000 },
+    map { my $bit = $_; ("with bit $bit turned" => sub { vec($_[0], $bit, 1) ^= 1; $_[0] }) } map { $t->random(8 * 110) } 1 .. 40,
 );
 
 my $n = 0;
-for my $what (sort keys %poison) {
-    my $code = $what eq 'of another code' ? 'poison' . $n++ : "sound" . (2 + $n++ % 3);
-    my $fresh = "p$n";
+for my $what ('untouched', sort keys %poison) {
+    my $code = sprintf 'fresh%03d', $n++;
 
-    # Each under a code of its own that is not cached, except that its bytes were made for the code they came from.
-    $t->redis('SET', "aff:link:$fresh", $poison{$what});
-    my $r = $t->get("/r/$fresh");
+    $t->link(code => $code, url => 'http://127.0.0.1/shop');
+    my $bytes = record($code);
+    cmp_ok(length $bytes, '>=', 110, 'a bit that is in it') if $n == 1;
+    if ($what eq 'untouched') {
+        is($t->get("/r/$code")->{status}, 302, 'a record as it was made redirects');
+        next;
+    }
+    my $poisoned = $poison{$what}->($bytes);
+    isnt($poisoned, record($code), 'it is another record');
+    $t->redis('SET', "aff:link:$code", $poisoned);
+    my $r = $t->get("/r/$code");
     isnt($r->{status}, 302, "a record $what redirects nobody") or diag $r->{headers}{location};
 }
 
 # And in the place of a link that is in use: what was known stays.
-for my $bit (map { $t->random(8 * length record('sound2')) } 1 .. 8) {
-    my $bytes = record('sound2');
-    my $code = 'sound2';
+my $code = 'fresh000';
+for my $bit (map { $t->random(8 * length record($code)) } 1 .. 8) {
+    my $bytes = record($code);
     vec($bytes, $bit, 1) ^= 1;
     is($t->get("/r/$code")->{status}, 302, 'the link is known');
     my $kept = record($code);
@@ -105,7 +111,7 @@ for my $bit (map { $t->random(8 * length record('sound2')) } 1 .. 8) {
     $t->redis('PUBLISH', 'aff:invalidate', "link:$code");
     sleep 0.05;
     my $r = $t->get("/r/$code");
-    ok($r->{status} != 302 || $r->{headers}{location} =~ m{^http://127\.0\.0\.1/sound\?}, "with bit $bit turned it leads nowhere else")
+    ok($r->{status} != 302 || $r->{headers}{location} =~ m{^http://127\.0\.0\.1/shop\?}, "with bit $bit turned it leads nowhere else")
         or diag $r->{headers}{location};
     $t->redis('SET', "aff:link:$code", $kept);
     $t->redis('PUBLISH', 'aff:invalidate', "link:$code");
@@ -147,5 +153,25 @@ $t->get("/r/guess$_") for 1 .. 300;
 is(questions(), $hot + 300, 'each guess costs Redis one look-up at most');
 $t->get('/r/abc');
 is(questions(), $hot + 300, 'and a link in use stays in the cache');
+
+# Redis hangs: so many wait for it, and whoever comes then is told at once. Links that are known are not held up.
+{
+    my $most = 4096;
+    my $conf = $t->nginx_conf(redis => $stub->address, http => 'affiliate_address_rate off; affiliate_lookup_timeout 60s; affiliate_redis_timeout 60s;',
+        main => 'worker_rlimit_nofile 16384;');
+    $t->write($conf, $t->slurp($conf) =~ s/worker_connections 1024/worker_connections 8192/r);
+    $t->nginx_reload;
+    is($t->get('/r/abc')->{status}, 302, 'a link is known');
+    $stub->mode('hang');
+    my @waiting = map { $t->http("GET /r/wait$_ HTTP/1.1\r\nHost: x\r\n\r\n", read => 0) } 1 .. $most;
+    $t->wait_until('one too many', sub { $t->get('/r/more')->{status} == 503 });
+    is($waiting[0]{buffer} . (IO::Select->new($waiting[0]{socket})->can_read(0) ? 'answered' : ''), '', 'those before it still wait');
+    is($t->get('/r/abc')->{status}, 302, 'a link that is known does not');
+    $_->close for @waiting;
+    $t->wait_until('room', sub { my $c = $t->http("GET /r/later HTTP/1.1\r\nHost: x\r\n\r\n", read => 0);
+        my $parked = !IO::Select->new($c->{socket})->can_read(0.2); $c->close; $parked });
+    pass('who leaves makes room');
+    $stub->mode('pass');
+}
 
 done_testing();

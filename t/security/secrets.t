@@ -58,7 +58,6 @@ $t->cli('dead-letters', 'list');
 my ($code, $dump) = $t->cli('dump', glob $t->path('spool/*'));
 
 # Some more that stays in the spool and the streams.
-$t->daemon_signal('USR1') if 0;
 $t->daemon_stop;
 for my $address (sort keys %visitor) {
     $t->get("/r/$w->{link}?sub1=$marker", 'User-Agent', "Mozilla/5.0 (X11; Linux) $marker", 'X-Real-IP', $address);
