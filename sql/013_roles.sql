@@ -111,11 +111,11 @@ language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
-    owner name := (select n.nspowner::regrole::name from pg_catalog.pg_namespace n where n.nspname = 'affiliate');
+    owner oid := (select n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'affiliate');
     way record;
     leaf text;
 begin
-    if pg_has_role(p_role, (select r.oid from pg_catalog.pg_roles r where r.rolname = owner), 'member') then
+    if pg_has_role(p_role, owner, 'member') then
         raise exception '% is a superuser, or the owner of the schema, or may become so: rights would mean nothing', p_role
             using errcode = 'invalid_grant_operation';
     end if;

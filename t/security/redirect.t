@@ -157,7 +157,7 @@ is(questions(), $hot + 300, 'and a link in use stays in the cache');
 # Redis hangs: so many wait for it, and whoever comes then is told at once. Links that are known are not held up.
 {
     my $most = 4096;
-    my $conf = $t->nginx_conf(redis => $stub->address, http => 'affiliate_address_rate off; affiliate_lookup_timeout 60s; affiliate_redis_timeout 60s;',
+    my $conf = $t->nginx_conf(redis => $stub->address, http => 'affiliate_address_rate off; affiliate_cache_valid 1h; affiliate_lookup_timeout 10m; affiliate_redis_timeout 10m;',
         main => 'worker_rlimit_nofile 16384;');
     $t->write($conf, $t->slurp($conf) =~ s/worker_connections 1024/worker_connections 8192/r);
     $t->nginx_reload;
