@@ -4,6 +4,7 @@
 # make asan         both once more under AddressSanitizer and UBSan, with fault points, into build/asan/
 # make lint format  clang-format, clang-tidy, cppcheck, shellcheck
 # make fuzz SECONDS=60    each fuzz target that long
+# make model SEED= EVENTS=1000000    random histories of orders beside a model of the money; HISTORY=50000 each
 # make install DESTDIR= PREFIX=/usr/local
 #
 # NGINX_SRC=DIR builds the module in a plain nginx source tree instead of Debian's nginx-dev.
@@ -37,7 +38,7 @@ FUZZERS  := $(filter-out replay make_seeds,$(patsubst t/fuzz/%.c,%,$(wildcard t/
 REPLAYS  := $(FUZZERS:%=$(BUILD)/t/replay/%)
 TOOLS    := $(patsubst t/lib/%.c,$(BUILD)/t/lib/%,$(wildcard t/lib/*.c))
 
-.PHONY: all test bench asan tsan lint format fuzz install clean tests
+.PHONY: all test bench asan tsan lint format fuzz model install clean tests
 
 all: $(MODULE) $(DAEMON)
 
@@ -158,6 +159,9 @@ fuzz: $(FUZZERS:%=$(BUILD)/t/fuzz/%)
 	        > $(BUILD)/t/fuzz/$$f.log 2>&1 || { tail -40 $(BUILD)/t/fuzz/$$f.log; exit 1; }; \
 	    echo "$$f: $$(grep -o 'number_of_executed_units: *[0-9]*' $(BUILD)/t/fuzz/$$f.log)"; \
 	done
+
+model: all
+	SEED="$(SEED)" EVENTS="$(EVENTS)" HISTORY="$(HISTORY)" perl -It/lib t/model/run $(REPLAY)
 
 # --- house-keeping ----------------------------------------------------------------------------------------------
 
