@@ -6,7 +6,7 @@ use warnings;
 use Affiliated::History;
 use Affiliated::Test;
 
-my ($HISTORIES, $EVENTS) = (3, 1000);
+my ($HISTORIES, $EVENTS) = (3, 800);
 
 my $t = Affiliated::Test->new;
 my $base;
