@@ -20,6 +20,7 @@ for my $round (1 .. 6) {
     last if $held;
     sleep rand 0.05;
     kill 'STOP', $t->{processes}{b};
+    sleep 0.2;    # Redis may still be reading the last acknowledgement
     my $reply = $t->redis('XPENDING', 'aff:clicks:0', 'affiliated');
     my %of = map { @$_ } @{ $reply->[3] || [] };
     $held = $of{b} || 0;
