@@ -1125,7 +1125,7 @@ char *
 ngx_http_affiliate_rate_directive(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf)
 {
-    char  *p = conf;
+    char  *rule, *p = conf;
 
     ngx_int_t    n;
     ngx_str_t   *value, s;
@@ -1148,6 +1148,8 @@ ngx_http_affiliate_rate_directive(ngx_conf_t *cf, ngx_command_t *cmd,
 
     for (i = 1; i < cf->args->nelts; i++) {
 
+        rule = "is neither \"off\" alone, nor \"rate=\" or \"burst=\" given once";
+
         if (ngx_strncmp(value[i].data, "rate=", 5) == 0
             && *rate == NGX_CONF_UNSET_UINT)
         {
@@ -1158,6 +1160,8 @@ ngx_http_affiliate_rate_directive(ngx_conf_t *cf, ngx_command_t *cmd,
                 continue;
             }
 
+            rule = "must be 1r/m to 600000r/m, or 1r/s to 10000r/s";
+
         } else if (ngx_strncmp(value[i].data, "burst=", 6) == 0
                    && *burst == NGX_CONF_UNSET_UINT)
         {
@@ -1167,10 +1171,12 @@ ngx_http_affiliate_rate_directive(ngx_conf_t *cf, ngx_command_t *cmd,
                 *burst = n;
                 continue;
             }
+
+            rule = "must be 0 to 1000000";
         }
 
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "invalid parameter \"%V\"", &value[i]);
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%V\" %s", &value[i],
+                           rule);
         return NGX_CONF_ERROR;
     }
 

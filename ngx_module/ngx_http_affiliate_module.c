@@ -1276,6 +1276,7 @@ ngx_http_affiliate_batch(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_affiliate_main_conf_t *amcf = conf;
 
+    char                             *rule;
     ssize_t                           size;
     ngx_int_t                         n;
     ngx_str_t                        *value, s;
@@ -1287,6 +1288,9 @@ ngx_http_affiliate_batch(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     for (i = 1; i < cf->args->nelts; i++) {
 
+        rule = "is none of \"records=\", \"size=\" and \"delay=\", "
+               "each given once";
+
         if (ngx_strncmp(value[i].data, "records=", 8) == 0
             && scf->batch_records == NGX_CONF_UNSET_UINT)
         {
@@ -1296,6 +1300,8 @@ ngx_http_affiliate_batch(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                 scf->batch_records = n;
                 continue;
             }
+
+            rule = "must be 1 to 65536 records";
 
         } else if (ngx_strncmp(value[i].data, "size=", 5) == 0
                    && scf->batch_size == NGX_CONF_UNSET_SIZE)
@@ -1313,6 +1319,8 @@ ngx_http_affiliate_batch(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                 continue;
             }
 
+            rule = "must be 32816 bytes to 1m, so that any one record fits";
+
         } else if (ngx_strncmp(value[i].data, "delay=", 6) == 0
                    && scf->batch_delay == NGX_CONF_UNSET_MSEC)
         {
@@ -1324,10 +1332,12 @@ ngx_http_affiliate_batch(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                 scf->batch_delay = n;
                 continue;
             }
+
+            rule = "must be 1ms to 1s";
         }
 
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid parameter \"%V\"",
-                           &value[i]);
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%V\" %s", &value[i],
+                           rule);
         return NGX_CONF_ERROR;
     }
 

@@ -1385,7 +1385,7 @@ char *
 ngx_http_affiliate_redis_directive(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf)
 {
-    char                             *p, *rv;
+    char                             *p, *rv, *rule;
     ngx_int_t                         n;
     ngx_str_t                        *value, s;
     ngx_uint_t                        i;
@@ -1417,6 +1417,7 @@ ngx_http_affiliate_redis_directive(ngx_conf_t *cf, ngx_command_t *cmd,
             rcf->user.data = value[i].data + 5;
 
             if (rcf->user.len == 0) {
+                rule = "must name a user";
                 goto invalid;
             }
 
@@ -1428,6 +1429,7 @@ ngx_http_affiliate_redis_directive(ngx_conf_t *cf, ngx_command_t *cmd,
             s.data = value[i].data + 14;
 
             if (s.len == 0 || rcf->password.len) {
+                rule = "must name one file";
                 goto invalid;
             }
 
@@ -1442,6 +1444,7 @@ ngx_http_affiliate_redis_directive(ngx_conf_t *cf, ngx_command_t *cmd,
         if (ngx_strncmp(value[i].data, "db=", 3) == 0) {
             n = ngx_atoi(value[i].data + 3, value[i].len - 3);
             if (n == NGX_ERROR) {
+                rule = "must be a database's number";
                 goto invalid;
             }
 
@@ -1472,8 +1475,7 @@ ngx_http_affiliate_redis_directive(ngx_conf_t *cf, ngx_command_t *cmd,
 
 invalid:
 
-    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid parameter \"%V\"",
-                       &value[i]);
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%V\" %s", &value[i], rule);
     return NGX_CONF_ERROR;
 }
 

@@ -2880,8 +2880,11 @@ static char *
 ngx_http_affiliate_spool_parameter(ngx_conf_t *cf,
     ngx_http_affiliate_spool_conf_t *scf, ngx_str_t *value, ngx_str_t *threads)
 {
+    char      *rule;
     off_t      size;
     ngx_str_t  s;
+
+    rule = "is no parameter of affiliate_spool";
 
     if (ngx_strncmp(value->data, "max_size=", 9) == 0) {
         s.len = value->len - 9;
@@ -2889,6 +2892,7 @@ ngx_http_affiliate_spool_parameter(ngx_conf_t *cf,
 
         size = ngx_parse_offset(&s);
         if (size == NGX_ERROR) {
+            rule = "must be a size";
             goto invalid;
         }
 
@@ -2926,6 +2930,7 @@ ngx_http_affiliate_spool_parameter(ngx_conf_t *cf,
         scf->sync = ngx_parse_time(&s, 0);
 
         if (scf->sync == (ngx_msec_t) NGX_ERROR || scf->sync == 0) {
+            rule = "must be a time above 0, or \"off\"";
             goto invalid;
         }
 
@@ -2947,7 +2952,6 @@ ngx_http_affiliate_spool_parameter(ngx_conf_t *cf,
 
 invalid:
 
-    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid parameter \"%V\"",
-                       value);
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%V\" %s", value, rule);
     return NGX_CONF_ERROR;
 }

@@ -5,6 +5,7 @@
 
 #include "worker/pg.h"
 
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -96,6 +97,24 @@ pg_widen(PGconn *conn)
     }
 }
 
+/* libpq's own words may show what follows a "password=" with a slip in it. */
+static bool
+pg_conninfo_valid(const char *conninfo)
+{
+    PQconninfoOption *options = NULL;
+
+    if (strchr(conninfo, '=') != NULL || strstr(conninfo, "://") != NULL) {
+        options = PQconninfoParse(conninfo, NULL);
+        if (options == NULL) {
+            return false;
+        }
+
+        PQconninfoFree(options);
+    }
+
+    return true;
+}
+
 PGconn *
 pg_connect(const struct config *config, const char *purpose, struct pg_error *error)
 {
@@ -103,6 +122,13 @@ pg_connect(const struct config *config, const char *purpose, struct pg_error *er
     const char *keywords[12], *values[12];
     unsigned n = 0;
     PGconn *conn;
+
+    if (!pg_conninfo_valid(config->postgres.conninfo)) {
+        *error = (struct pg_error){.class = PG_CLASS_RETRY};
+        snprintf(error->message, sizeof(error->message),
+            "postgres.conninfo: not \"name=value ...\" or \"postgresql://...\" as libpq takes it");
+        return NULL;
+    }
 
     snprintf(name, sizeof(name), "affiliated %s", purpose);
     snprintf(timeout, sizeof(timeout), "%lld",
@@ -149,6 +175,15 @@ pg_connect(const struct config *config, const char *purpose, struct pg_error *er
     }
 
     return conn;
+}
+
+bool
+pg_alive(PGconn *conn)
+{
+    struct pollfd fd = {.fd = PQsocket(conn), .events = POLLIN};
+
+    return PQstatus(conn) == CONNECTION_OK &&
+           (poll(&fd, 1, 0) == 0 || (PQconsumeInput(conn) == 1 && PQstatus(conn) == CONNECTION_OK));
 }
 
 bool

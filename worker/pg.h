@@ -36,6 +36,10 @@ struct pg_error {
  */
 PGconn *pg_connect(const struct config *config, const char *purpose, struct pg_error *error);
 
+/* False once an idle connection is known to be gone, so that idleness does not hide it. Never
+ * waits. */
+bool pg_alive(PGconn *conn);
+
 /*
  * Which PostgreSQL this is: "system identifier/timeline". It changes with a failover, a restore,
  * another cluster. `identity` has PG_IDENTITY_MAX bytes.

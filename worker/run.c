@@ -299,8 +299,15 @@ run_options(struct run *run, struct config *config, int argc, char **argv)
     int option;
 
     optind = 1;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (option != 'r' || !config_override_roles(config, optarg)) {
+        if (option != 'r') {
+            fprintf(stderr, "affiliated run: \"%s\" is no option, or lacks its value\n",
+                argv[optind - 1]);
+            return false;
+        }
+
+        if (!config_override_roles(config, optarg)) {
             return false;
         }
 

@@ -1429,6 +1429,10 @@ stream_live(struct stream *stream)
             return false;
         }
 
+        if (stream->load.count == 0 && !pg_alive(stream->pg)) {
+            return role_failed(stream->role, "PostgreSQL closed the connection");
+        }
+
         role_up(stream->role);
     }
 

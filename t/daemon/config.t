@@ -57,6 +57,12 @@ my ($code, $out, $err) = check("[clicks]\nthreads = 0\n[log]\nlevel = loud\n");
 is(scalar(split /\n/, $err), 2, 'every mistake is told, not the first alone');
 ($code, $out, $err) = check("[postgres]\nhunter2\n");
 unlike($err, qr/hunter2/, 'a line that may be a secret is not shown');
+for my $conninfo ("host=/tmp pass word=hunter2", "host=/tmp password='hunter2", 'postgresql://me:hunter2@[::1') {
+    ($code, $out, $err) = check("[postgres]\nconninfo = $conninfo\n");
+    is($code, 1, 'a connection string with a slip');
+    like($out, qr/FAIL.*postgres\.conninfo: not "name=value/, 'is told by the name of its setting');
+    unlike("$out$err", qr/hunter2/, 'and not shown');
+}
 ($code, $out, $err) = check("[run]\nroles = clicks, payout\n");
 is($code, 1, 'a role that there is not');
 like($out, qr/FAIL.*no role "payout"/, 'is named');

@@ -40,4 +40,9 @@ is(value($t, 'clicks', 'replayed_entries_total'), 25, 'from the replay window');
 like($t->daemon_log, qr/failover or restore/, 'and the log says why');
 is(acknowledged($t, $_), $_->{batches}, 'and acknowledged') for $before, $after;
 
+$t->wait_until('up', sub { (status($t)->{roles}{clicks}{state} || '') eq 'up' });
+$t->pg_stop;
+ok($t->wait_until('down', sub { (status($t)->{roles}{clicks}{state} || '') eq 'down' }), 'a role with nothing to do sees that PostgreSQL is away');
+like(status($t)->{roles}{clicks}{reason}, qr/PostgreSQL/, 'and says so');
+
 done_testing();

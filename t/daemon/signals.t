@@ -155,4 +155,7 @@ SKIP: {
 ($code, $out, $err) = $t->cli('run', '--roles=clicks,payout');
 is($code, 2, 'a role that there is not');
 like($err, qr/no role "payout"/, 'is named');
+($code, $out, $err) = $t->cli('run', '--frob');
+is($code, 2, 'an option that there is not');
+is($err, qq{affiliated run: "--frob" is no option, or lacks its value\n}, 'is named');
 done_testing();

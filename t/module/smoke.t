@@ -42,6 +42,35 @@ for my $case ([64, 0], [65, 1]) {
     $t->finish;
 }
 
+# --- what is wrong is told with the rule -------------------------------------------------------------------------------
+
+for my $case (
+    ['affiliate_batch records=0;', 'records=0', 'must be 1 to 65536 records'],
+    ['affiliate_batch size=1k;', 'size=1k', 'must be 32816 bytes to 1m'],
+    ['affiliate_batch delay=2s;', 'delay=2s', 'must be 1ms to 1s'],
+    ['affiliate_batch records=9 records=9;', 'records=9', 'is none of .*, each given once'],
+    ['affiliate_address_rate rate=20000r/s;', 'rate=20000r/s', 'must be 1r/m to 600000r/m'],
+    ['affiliate_address_rate rate=20r/s burst=-1;', 'burst=-1', 'must be 0 to 1000000'],
+    ['affiliate_address_rate on;', 'on', 'is neither "off" alone'],
+    )
+{
+    my ($directive, $parameter, $rule) = @$case;
+    my $t = Affiliated::Test->new;
+
+    $t->nginx_conf(http => $directive);
+    my ($code, $out) = $t->nginx_test;
+    like($out, qr/\[emerg\].*"\Q$parameter\E" $rule/, $directive);
+    $t->finish;
+}
+
+{
+    my $t = Affiliated::Test->new;
+
+    $t->nginx_conf(spool => 'sync=0');
+    like(($t->nginx_test)[1], qr/\[emerg\].*"sync=0" must be a time above 0, or "off"/, 'affiliate_spool sync=0');
+    $t->finish;
+}
+
 # --- the variables exist, and are empty where no location of ours was --------------------------------------------------
 
 {
