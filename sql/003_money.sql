@@ -191,7 +191,8 @@ language sql immutable parallel safe
 return p_outcome = 'rejected' or not p_has_report or p_cancelled_at is not null or p_returned_at is not null;
 
 -- What the ledger should hold for an order, credits positive: a function of what is known of it and of its terms alone.
--- Whether it has been released is one of the facts (posted_payable).
+-- Its stage, too, follows from these and the clock: posted_payable says that its hold was over, and it released, as of when it
+-- was last decided. See audit_positions().
 create function affiliate.position(p_facts affiliate.order_fact, p_terms affiliate.terms)
 returns table (owner text, kind text, owner_id bigint, amount_minor bigint)
 language sql immutable

@@ -496,7 +496,8 @@ begin
                e.numerator, e.denominator, e.hold, e.campaign_currency, e.commission,
                affiliate.fee_minor(
                    e.commission, e.kept, e.amount_minor, e.fee_basis_points, e.fee_flat_minor, e.void) as fee,
-               e.posted_payable and e.outcome <> 'review' as payable
+               -- What was released stays so only while it still is due: an earlier report may bring other terms, with a longer hold.
+               coalesce(e.posted_payable and e.outcome = 'accepted' and e.approved_at + e.hold <= now(), false) as payable
           from earned e
          order by e.merchant_id, e.livemode, e.order_id
     ),

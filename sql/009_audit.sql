@@ -294,6 +294,15 @@ begin
         or coalesce(sum(t.amount_minor) filter (where t.code = 4), 0)
                > coalesce(sum(t.amount_minor) filter (where t.code = 2), 0)
     union all
+    select 'payable is what is due', o.merchant_id, 'order_no ' || o.order_no,
+           format('is payable, but %s, approved %s, on hold for %s', o.outcome, o.approved_at, t.hold)
+      from affiliate.order_fact o
+      left join affiliate.terms t
+        on t.merchant_id = o.merchant_id and t.terms_id = o.terms_id
+     where o.posted_payable
+       and (o.outcome = 'accepted' and o.approved_at + t.hold <= now()) is not true
+       and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
+    union all
     select 'held is what waits', coalesce(o.merchant_id, h.merchant_id),
            'order_no ' || coalesce(o.order_no, h.order_no),
            case when h.order_no is null then 'is not held' when o.order_no is null then 'is held and should not be'

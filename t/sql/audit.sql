@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(34);
+select plan(35);
 
 select pg_temp.click(1) \g /dev/null
 select pg_temp.stage(jsonb_build_object('order', n, 'status', 'approved', 'amount', 10000, 'key', 'k' || n,
@@ -68,6 +68,7 @@ insert into planted values
     ('update affiliate.release set affiliate_id = 900012', 'posted is the position'),
     ('delete from affiliate.account where kind = ''pending''', 'posted is the position'),
     ('update affiliate.order_fact set posted_payable = true', 'posted is the position'),
+    ('update affiliate.order_fact set posted_payable = true', 'payable is what is due'),
     ('update affiliate.hold set due_at = due_at + interval ''1 second''', 'held is what waits'),
     ('insert into affiliate.hold select merchant_id, order_no, now(), affiliate_id, 1, 1, revision, livemode, currency '
      'from affiliate.order_fact where order_id = ''released''', 'held is what waits'),

@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(22);
+select plan(27);
 
 select pg_temp.click(1) \g /dev/null
 create function pg_temp.event(p_status text, p_amount bigint, p_ago interval, p_extra jsonb default '{}')
@@ -82,6 +82,48 @@ select is(pg_temp.balance('pending') || ' ' || pg_temp.balance('payable'), '0 12
 select affiliate.order_review('{"merchant": 900001, "order": "D", "decision": "reject", "reason": "not fine"}') \g /dev/null
 select is(pg_temp.balance('pending') || ' ' || pg_temp.balance('payable'), '0 400', 'rejected after release: taken back');
 select is(pg_temp.outcome('D'), 'rejected review_rejected', 'with its reason');
+
+-- The stage follows from facts, terms and clock: an earlier report, by a click under terms with a longer hold, takes back what
+-- was released; a still earlier one, under terms whose hold is over, gives it back.
+insert into affiliate.campaign (merchant_id, campaign_id, name, currency) values (900001, 900024, 'Holds', 'NPR');
+insert into affiliate.link (merchant_id, link_id, campaign_id, affiliate_id, livemode, code, url)
+values (900001, 900045, 900024, 900011, true, 'fixture-5', 'https://shop.example/');
+insert into affiliate.terms
+      (merchant_id, campaign_id, terms_id, valid_from, rate_basis_points, fee_basis_points, hold, attribution_window)
+values (900001, 900024, 900036, now() - interval '10 hours', 1000, 2000, '1 hour', '720 hours'),
+       (900001, 900024, 900037, now() - interval '6 hours', 1000, 2000, '48 hours', '720 hours'),
+       (900001, 900024, 900038, now() - interval '4 hours', 1000, 2000, '1 hour', '720 hours');
+create function pg_temp.stage_of(p_order text)
+returns text
+language sql
+as $$
+    select concat_ws(' ', outcome, terms_id, case when payable then 'payable' when due_at is not null then 'held' end)
+      from affiliate.order_now
+     where merchant_id = 900001 and order_id = p_order
+$$;
+select pg_temp.click(5, p_link => 900045, p_verdict => 2), pg_temp.click(6, now() - interval '5 hours', p_link => 900045),
+       pg_temp.click(7, now() - interval '9 hours', p_link => 900045) \g /dev/null
+select pg_temp.report(jsonb_build_object('order', 'H', 'status', 'approved', 'amount', 5000,
+    'click', pg_temp.click_id(5, now() - interval '3 hours'))) \g /dev/null
+select affiliate.order_review('{"merchant": 900001, "order": "H", "decision": "accept", "reason": "fine"}') \g /dev/null
+select affiliate.release_holds(100) \g /dev/null
+select is(pg_temp.stage_of('H'), 'accepted 900038 payable', 'reviewed, accepted and released');
+select pg_temp.report(jsonb_build_object('order', 'H', 'status', 'pending', 'amount', 5000, 'at', now() - interval '270 minutes',
+    'click', pg_temp.click_id(6, now() - interval '5 hours'))) \g /dev/null
+select is(pg_temp.stage_of('H') || ' ' || pg_temp.balance('payable') || ' ' || pg_temp.balance('pending'),
+    'accepted 900037 held 400 500', 'an earlier report by terms with a longer hold: held again');
+select is((select due_at from affiliate.order_now where merchant_id = 900001 and order_id = 'H'), now() + interval '46 hours',
+    'until that hold is over');
+select pg_temp.report(jsonb_build_object('order', 'H', 'status', 'pending', 'amount', 5000, 'at', now() - interval '510 minutes',
+    'click', pg_temp.click_id(7, now() - interval '9 hours'))) \g /dev/null
+select affiliate.release_holds(100) \g /dev/null
+select is(pg_temp.stage_of('H') || ' ' || pg_temp.balance('payable') || ' ' || pg_temp.balance('pending'),
+    'accepted 900036 payable 900 0', 'one earlier still, by terms whose hold is over: released again');
+
+-- Rejected when it was payable already, and accepted again: its stage starts from the facts.
+select affiliate.order_review('{"merchant": 900001, "order": "H", "decision": "reject", "reason": "no"}') \g /dev/null
+select affiliate.order_review('{"merchant": 900001, "order": "H", "decision": "accept", "reason": "yes"}') \g /dev/null
+select is(pg_temp.stage_of('H'), 'accepted 900036 held', 'rejected and accepted again: released by the next release');
 select is_empty($$ select pg_temp.audit() $$, 'the books are right');
 
 select * from finish();

@@ -59,7 +59,7 @@ sub _rate { return rand() < 0.6 ? [int(rand(_one(200, 3000, 10001))), undef] : [
 
 sub _terms
 {
-    my ($self, $campaign, $from, $hold) = @_;
+    my ($self, $campaign, $from) = @_;
     my $rate = _rate();
     my %products;
 
@@ -69,7 +69,7 @@ sub _terms
     }
     return { terms => 1 + @{ $self->{terms} }, campaign => $campaign, valid_from => $from, rate_basis_points => $rate->[0],
         rate_flat_minor => $rate->[1], fee_basis_points => _one(0, 1500, 2000, 3333, 10000), fee_flat_minor => _one(0, 0, 7, 500),
-        hold => $hold * $SECOND, window => _one(3600, 86400 * 7, 86400 * 30) * $SECOND,
+        hold => _one(0, 60, 3600, 86400 * 7, 86400 * 30) * $SECOND, window => _one(3600, 86400 * 7, 86400 * 30) * $SECOND,
         minimum => _one(0, 0, 2, 30) * $SECOND, products => \%products };
 }
 
@@ -79,9 +79,6 @@ sub _world
 
     $self->{terms} = [];
     for my $m (1 .. 4) {
-        # One for all of a merchant's terms: an order that is payable stays so when an earlier report brings other terms, where a
-        # review had accepted it; the model would hold it again.
-        my $hold = _one(0, 60, 3600, 86400 * 7, 86400 * 30);
         $self->{merchants}{$m} = { suspended => $self->_suspension };
         $self->{affiliates}{ 100 + $_ } ||= { suspended => $self->_suspension } for 1 .. 6;
         for my $n (1 .. 3) {
@@ -90,7 +87,7 @@ sub _world
                 suspended => $self->_suspension };
             my $from = $self->{base} - 40 * $DAY - int(rand(20 * $DAY));
             for (1 .. 1 + rand 4) {
-                push @{ $self->{terms} }, $self->_terms($id, $from, $hold);
+                push @{ $self->{terms} }, $self->_terms($id, $from);
                 $from += 1 + int(rand(15 * $DAY));
             }
             $self->{links}{ 10 * $id + $_ } = { merchant => $m, campaign => $id, affiliate => 100 + 1 + int(rand 6) } for 1 .. 3;

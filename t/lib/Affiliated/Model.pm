@@ -46,9 +46,6 @@ package Affiliated::Model;
 #   read from the tests: approved without an amount is a review, where the rate needs one; what was only cancelled or
 #       refunded so far earns nothing.
 
-# Known to differ: the model holds a reviewed and accepted order again when an earlier report, by another click, brings terms
-# whose hold is not over; in PostgreSQL what is payable stays payable. Both agree once that hold is over, too.
-
 use strict;
 use warnings;
 
