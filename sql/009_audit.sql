@@ -300,7 +300,8 @@ begin
       left join affiliate.terms t
         on t.merchant_id = o.merchant_id and t.terms_id = o.terms_id
      where o.posted_payable
-       and (o.outcome = 'accepted' and o.approved_at + t.hold <= now()) is not true
+       -- clock_timestamp(): a release may have begun and ended since this transaction began.
+       and (o.outcome = 'accepted' and o.approved_at + t.hold <= clock_timestamp()) is not true
        and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
     union all
     select 'held is what waits', coalesce(o.merchant_id, h.merchant_id),
