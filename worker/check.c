@@ -186,7 +186,7 @@ check_redis_setting(
 {
     redisReply *reply = redis_command(redis, "CONFIG GET %s", name);
 
-    if (reply == NULL || reply->elements != 2) {
+    if (reply == NULL || reply->elements != 2 || reply->element[1]->type != REDIS_REPLY_STRING) {
         check_ok("Redis does not tell its %s; it should be %s", name, wanted);
     } else if (strcmp(reply->element[1]->str, wanted) != 0) {
         check_failed(

@@ -411,8 +411,15 @@ projection_drop_strangers(
 
     fputc('{', out);
     for (size_t i = 0, count = 0; i < keys->elements; i++) {
-        const char *name = keys->element[i]->str + prefix;
+        const char *name = keys->element[i]->str;
 
+        if (keys->element[i]->type != REDIS_REPLY_STRING ||
+            (size_t) keys->element[i]->len < prefix) {
+            ok = false;
+            break;
+        }
+
+        name += prefix;
         if (aff_word_valid(aff_slice_of(name), AFF_CODE_MAX)) {
             fprintf(out, "%s\"%s\"", count++ == 0 ? "" : ",", name);
         }
@@ -420,8 +427,12 @@ projection_drop_strangers(
     fputc('}', out);
     fclose(out);
 
-    result = projection_rows(projection, kind, names);
+    result = ok ? projection_rows(projection, kind, names) : NULL;
     free(names);
+    if (!ok) {
+        return role_failed(projection->role, "SCAN: Redis answers what is no key");
+    }
+
     if (result == NULL) {
         return false;
     }
@@ -448,6 +459,11 @@ projection_scan_strangers(struct projection *projection, const struct projected 
 
         if (reply == NULL) {
             return projection_failed_redis(projection);
+        }
+
+        if (reply->elements != 2 || reply->element[0]->type != REDIS_REPLY_STRING) {
+            freeReplyObject(reply);
+            return role_failed(projection->role, "SCAN: Redis answers what is no page");
         }
 
         snprintf(cursor, sizeof(cursor), "%s", reply->element[0]->str);

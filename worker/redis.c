@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MS_MAX (1LL << 48) /* what is later is no time */
+
 static struct timeval
 redis_timeval(int64_t ms)
 {
@@ -306,19 +308,46 @@ redis_time_ms(struct redis *redis)
         return -1;
     }
 
-    if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2) {
-        now = strtoll(reply->element[0]->str, NULL, 10) * 1000 +
-              strtoll(reply->element[1]->str, NULL, 10) / 1000;
+    if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 &&
+        reply->element[0]->type == REDIS_REPLY_STRING &&
+        reply->element[1]->type == REDIS_REPLY_STRING) {
+        long long seconds = strtoll(reply->element[0]->str, NULL, 10);
+        long long rest = strtoll(reply->element[1]->str, NULL, 10);
+
+        if (seconds >= 0 && seconds < MS_MAX / 1000 && rest >= 0 && rest < 1000000) {
+            now = seconds * 1000 + rest / 1000;
+        }
+    }
+
+    if (now < 0) {
+        snprintf(redis->error, sizeof(redis->error), "TIME tells no time");
     }
 
     freeReplyObject(reply);
     return now;
 }
 
+bool
+redis_is_id(const redisReply *reply)
+{
+    size_t ms, sequence;
+
+    if (reply->type != REDIS_REPLY_STRING) {
+        return false;
+    }
+
+    ms = strspn(reply->str, "0123456789");
+    sequence = reply->str[ms] == '-' ? strspn(reply->str + ms + 1, "0123456789") : 0;
+    return ms > 0 && sequence > 0 && ms + 1 + sequence == (size_t) reply->len &&
+           ms + 1 + sequence < REDIS_ID_MAX;
+}
+
 int64_t
 redis_id_ms(const char *id)
 {
-    return strtoll(id, NULL, 10);
+    unsigned long long ms = strtoull(id, NULL, 10);
+
+    return ms < MS_MAX ? (int64_t) ms : MS_MAX;
 }
 
 int

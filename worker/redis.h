@@ -11,6 +11,7 @@
 #include <hiredis.h>
 
 #define REDIS_RUN_ID_MAX 64
+#define REDIS_ID_MAX     48 /* bytes of a stream id with its end: two 64-bit numbers */
 
 struct redis {
     redisContext *context; /* NULL when not connected */
@@ -46,7 +47,9 @@ bool redis_run_id(struct redis *redis, char *run_id);
 /* The server's clock, unix milliseconds; negative on an error. */
 int64_t redis_time_ms(struct redis *redis);
 
-/* Milliseconds inside a stream id "ms-seq". */
+/* Whether a reply is a stream id "ms-seq", below REDIS_ID_MAX bytes. */
+bool redis_is_id(const redisReply *reply);
+/* Milliseconds inside it; 2^48 for any later time. */
 int64_t redis_id_ms(const char *id);
 /* Order of two stream ids, like strcmp(). */
 int redis_id_compare(const char *a, const char *b);

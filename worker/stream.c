@@ -253,7 +253,7 @@ load_add(struct stream *stream, struct load *load, unsigned index, const redisRe
         struct entry *entry;
 
         if (pair->type != REDIS_REPLY_ARRAY || pair->elements != 2 ||
-            pair->element[0]->type != REDIS_REPLY_STRING) {
+            !redis_is_id(pair->element[0])) {
             continue;
         }
 
@@ -364,6 +364,11 @@ stream_take(struct stream *stream, struct load *load, redisReply *reply, size_t 
         const redisReply *pair = reply->element[s];
         const char *last = NULL;
         unsigned index = 0;
+
+        if (pair->type != REDIS_REPLY_ARRAY || pair->elements != 2 ||
+            pair->element[0]->type != REDIS_REPLY_STRING) {
+            continue;
+        }
 
         while (index < stream->streams && strcmp(stream->keys[index], pair->element[0]->str) != 0) {
             index++;
@@ -904,7 +909,8 @@ static long long
 stream_group_number(const redisReply *group, const char *field, const char **text)
 {
     for (size_t i = 0; i + 1 < group->elements; i += 2) {
-        if (strcmp(group->element[i]->str, field) == 0) {
+        if (group->element[i]->type == REDIS_REPLY_STRING &&
+            strcmp(group->element[i]->str, field) == 0) {
             *text = group->element[i + 1]->type == REDIS_REPLY_STRING ? group->element[i + 1]->str
                                                                       : NULL;
             return group->element[i + 1]->type == REDIS_REPLY_INTEGER
@@ -919,8 +925,8 @@ stream_group_number(const redisReply *group, const char *field, const char **tex
 
 /* Where our group stands in one stream. */
 struct group_state {
-    char last_delivered[48];
-    char oldest_pending[48]; /* empty if none is pending */
+    char last_delivered[REDIS_ID_MAX];
+    char oldest_pending[REDIS_ID_MAX]; /* empty if none is pending */
     uint64_t pending;
     uint64_t lag;
 };
@@ -957,13 +963,20 @@ stream_group_state(struct stream *stream, unsigned index, struct group_state *st
 
     if (pending->elements >= 2 && pending->element[0]->type == REDIS_REPLY_INTEGER) {
         state->pending = (uint64_t) pending->element[0]->integer;
-        if (pending->element[1]->type == REDIS_REPLY_STRING) {
+        if (redis_is_id(pending->element[1])) {
             snprintf(state->oldest_pending, sizeof(state->oldest_pending), "%s",
                 pending->element[1]->str);
         }
     }
     freeReplyObject(pending);
     return true;
+}
+
+static bool
+stream_one_entry(const redisReply *reply)
+{
+    return reply->elements == 1 && reply->element[0]->elements == 2 &&
+           redis_is_id(reply->element[0]->element[0]);
 }
 
 /* Unix ms of the oldest entry that is not committed; 0 if there is none, negative on an error. */
@@ -983,7 +996,7 @@ stream_oldest_ms(struct stream *stream, unsigned index, const struct group_state
         return -1;
     }
 
-    if (reply->elements == 1 && reply->element[0]->elements == 2) {
+    if (stream_one_entry(reply)) {
         oldest = redis_id_ms(reply->element[0]->element[0]->str);
     }
 
@@ -1099,7 +1112,7 @@ stream_kept_from(struct stream *stream, unsigned index, const struct group_state
         return -1;
     }
 
-    if (reply->elements == 1 && reply->element[0]->elements == 2) {
+    if (stream_one_entry(reply)) {
         middle = redis_id_ms(reply->element[0]->element[0]->str);
         middle += (redis_id_ms(state->last_delivered) - middle) / 2;
     }
@@ -1197,7 +1210,7 @@ static bool
 stream_claim(struct stream *stream)
 {
     for (unsigned i = 0; i < stream->streams; i++) {
-        char cursor[48] = "0-0";
+        char cursor[REDIS_ID_MAX] = "0-0";
 
         for (unsigned round = 0; round < CLAIM_ROUNDS_MAX; round++) {
             redisReply *reply = redis_command(&stream->redis,
@@ -1221,7 +1234,9 @@ stream_claim(struct stream *stream)
                     reply->element[2]->elements, stream->keys[i]);
             }
 
-            snprintf(cursor, sizeof(cursor), "%s", reply->element[0]->str);
+            snprintf(cursor, sizeof(cursor), "%s",
+                reply->elements >= 1 && redis_is_id(reply->element[0]) ? reply->element[0]->str
+                                                                       : "0-0");
             freeReplyObject(reply);
             if (AFF_FAULT("stream.claimed")) {
                 return false;

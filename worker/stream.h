@@ -92,10 +92,10 @@ struct stream {
     struct aff_keyring ring;
 
     char consumer[160];
-    char (*keys)[64];       /* aff:<name>:N */
-    char (*cursors)[48];    /* own pending entries read so far; empty: done, read new ones */
-    unsigned read_count;    /* entries of each stream that the next read asks for */
-    struct load load, next; /* at work; read ahead while PostgreSQL commits */
+    char (*keys)[64];              /* aff:<name>:N */
+    char (*cursors)[REDIS_ID_MAX]; /* own pending entries read so far; empty: done, read new ones */
+    unsigned read_count;           /* entries of each stream that the next read asks for */
+    struct load load, next;        /* at work; read ahead while PostgreSQL commits */
 
     struct dead_letter *dead;
     size_t dead_count, dead_size;
