@@ -3,7 +3,7 @@
 # make bench        benchmarks: ratios, each beside its reference
 # make asan         both once more under AddressSanitizer and UBSan, with fault points, into build/asan/
 # make lint format  clang-format, clang-tidy, cppcheck, shellcheck
-# make fuzz SECONDS=60    each fuzz target that long
+# make fuzz SECONDS=60    each fuzz target that long, then raw requests to nginx as long; SEED= as printed
 # make model SEED= EVENTS=1000000    random histories of orders beside a model of the money; HISTORY=50000 each
 # make install DESTDIR= PREFIX=/usr/local
 #
@@ -131,14 +131,30 @@ $(BUILD)/t/unit/agents_test $(BUILD)/t/unit/fraud_test: UNIT_SRCS = ngx_module/n
 $(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c
 $(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c -ljansson
 
-$(BUILD)/t/replay/%: t/fuzz/%.c t/fuzz/replay.c t/fuzz/fuzz.h $(PROTOCOL_ASAN)
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(ASAN) -It/fuzz $< t/fuzz/replay.c $(PROTOCOL_ASAN) -lcrypto -o $@
+# What fuzz targets need beside protocol/: sources, and files that they include.
+FUZZ_STREAM    := worker/copy.c worker/log.c worker/pg.c
+FUZZ_STREAM_IN := t/fuzz/daemon.h t/fuzz/postgres.h worker/clicks.c worker/conversions.c worker/redis.c worker/stream.c
+FUZZ_SRCS_dump   := worker/dump.c worker/config.c $(FUZZ_STREAM) worker/redis.c
+FUZZ_SRCS_event  := ngx_module/ngx_http_affiliate_event.c
+FUZZ_SRCS_rows   := $(FUZZ_STREAM)
+FUZZ_SRCS_stream := $(FUZZ_STREAM)
+FUZZ_IN_config   := worker/config.c
+FUZZ_IN_rows     := $(FUZZ_STREAM_IN)
+FUZZ_IN_spool    := ngx_module/ngx_http_affiliate_spool.c $(MODULE)
+FUZZ_IN_stream   := $(FUZZ_STREAM_IN)
+FUZZ_FLAGS_spool  = $(NGINX_CFLAGS)
 
-$(BUILD)/t/fuzz/%: t/fuzz/%.c t/fuzz/fuzz.h $(PROTOCOL_SRCS) $(wildcard protocol/*.h)
+.SECONDEXPANSION:
+
+$(BUILD)/t/replay/%: t/fuzz/%.c t/fuzz/replay.c t/fuzz/fuzz.h $(PROTOCOL_ASAN) $$(FUZZ_SRCS_$$*) $$(FUZZ_IN_$$*)
 	@mkdir -p $(@D)
-	$(CLANG) -std=c11 -D_GNU_SOURCE -O1 -g $(WARN) -fsanitize=fuzzer,address,undefined -Iprotocol -It/fuzz $< \
-	    $(PROTOCOL_SRCS) -lcrypto -o $@
+	$(CC) $(CFLAGS) $(ASAN) $(PKG_CFLAGS) $(FUZZ_FLAGS_$*) -It/fuzz $< t/fuzz/replay.c $(FUZZ_SRCS_$*) $(PROTOCOL_ASAN) \
+	    $(PKG_LIBS) -o $@
+
+$(BUILD)/t/fuzz/%: t/fuzz/%.c t/fuzz/fuzz.h $(PROTOCOL_SRCS) $(wildcard protocol/*.h) $$(FUZZ_SRCS_$$*) $$(FUZZ_IN_$$*)
+	@mkdir -p $(@D)
+	$(CLANG) -std=c11 -D_GNU_SOURCE -O1 -g $(WARN) $(PKG_CFLAGS) $(FUZZ_FLAGS_$*) -I. -Iprotocol -It/fuzz \
+	    -fsanitize=fuzzer,address,undefined $< $(FUZZ_SRCS_$*) $(PROTOCOL_SRCS) $(PKG_LIBS) -o $@
 
 $(BUILD)/t/lib/%: t/lib/%.c $(PROTOCOL_OBJS)
 	@mkdir -p $(@D)
@@ -152,13 +168,16 @@ test:
 bench: all $(TOOLS)
 	perl -It/lib t/bench/run
 
-fuzz: $(FUZZERS:%=$(BUILD)/t/fuzz/%)
+fuzz: $(FUZZERS:%=$(BUILD)/t/fuzz/%) asan $(TOOLS)
 	@for f in $(FUZZERS); do \
 	    mkdir -p $(BUILD)/t/corpus/$$f && \
 	    $(BUILD)/t/fuzz/$$f -max_total_time=$(SECONDS) -print_final_stats=1 $(BUILD)/t/corpus/$$f t/fuzz/seeds/$$f \
 	        > $(BUILD)/t/fuzz/$$f.log 2>&1 || { tail -40 $(BUILD)/t/fuzz/$$f.log; exit 1; }; \
-	    echo "$$f: $$(grep -o 'number_of_executed_units: *[0-9]*' $(BUILD)/t/fuzz/$$f.log)"; \
+	    awk -v f=$$f '/number_of_executed_units/ { printf "%-12s %12d executions\n", f, $$2 }' $(BUILD)/t/fuzz/$$f.log; \
 	done
+	@perl -It/lib t/fuzz/nginx $(SECONDS) $(SEED) > $(BUILD)/t/fuzz/nginx.log 2>&1 || { tail -40 $(BUILD)/t/fuzz/nginx.log; exit 1; }
+	@sed -n 's/^# nginx: \([0-9]*\) requests.*/\1/p' $(BUILD)/t/fuzz/nginx.log | \
+	    awk '{ printf "%-12s %12d executions\n", "nginx", $$1 }'
 
 model: all
 	SEED="$(SEED)" EVENTS="$(EVENTS)" HISTORY="$(HISTORY)" perl -It/lib t/model/run $(REPLAY)

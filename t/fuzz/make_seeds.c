@@ -4,8 +4,10 @@
 #include "fuzz.h"
 
 #include "batch.h"
+#include "bytes.h"
 #include "click.h"
 #include "conversion.h"
+#include "frame.h"
 #include "projection.h"
 #include "segment.h"
 
@@ -131,6 +133,120 @@ save_segment(const char *root)
     save(root, "segment", "free", AFF_SEGMENT_HEADER_BYTES);
 }
 
+static size_t
+put_text(uint8_t *to, size_t at, const char *text)
+{
+    memcpy(to + at, text, strlen(text));
+    return at + strlen(text);
+}
+
+/* What Redis says in a life of the daemon, as t/fuzz/stream.c takes it; the entry is in `out`. */
+static void
+save_streams(const char *root, size_t entry)
+{
+    static const char groups[] =
+        "*1\r\n*6\r\n$4\r\nname\r\n$10\r\naffiliated\r\n$17\r\nlast-delivered-id\r\n"
+        "$3\r\n5-1\r\n$3\r\nlag\r\n:3\r\n*4\r\n:2\r\n$3\r\n4-1\r\n$3\r\n5-1\r\n*0\r\n";
+    static const char clock[] = "*2\r\n$10\r\n1764000000\r\n$1\r\n7\r\n";
+    static const char info[] = "$35\r\nused_memory:90\r\nmaxmemory:100\r\nx:1\r\n\r\n";
+    static uint8_t text[65536];
+    char head[128];
+    size_t at = 2, live;
+
+    text[0] = 2; /* clicks, one stream, from the login on */
+    text[1] = 0;
+    at = put_text(text, at, "*3\r\n$6\r\nmaster\r\n:9\r\n*0\r\n+OK\r\n");
+    at = put_text(text, at, clock);
+    at = put_text(text, at, groups);
+    at = put_text(text, at, ":7\r\n"); /* XLEN */
+    at = put_text(text, at, clock);
+    at = put_text(text, at, groups);
+    at = put_text(text, at, info);
+    at = put_text(text, at, info);
+    at = put_text(text, at, ":40\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*0\r\n:1\r\n:0\r\n");
+    at = put_text(text, at, "*3\r\n$3\r\n0-0\r\n*1\r\n$3\r\n4-1\r\n*1\r\n$3\r\n3-1\r\n");
+    at = put_text(text, at, "$3\r\n1/1\r\n"); /* another PostgreSQL: a replay */
+    at = put_text(text, at, clock);
+    at = put_text(text, at, groups);
+    at = put_text(text, at, "*0\r\n+OK\r\n");
+    live = at;
+    (void) snprintf(head, sizeof(head),
+        "*1\r\n*2\r\n$12\r\naff:clicks:0\r\n*2\r\n*2\r\n$3\r\n6-1\r\n*2\r\n$1\r\nb\r\n$%zu\r\n",
+        entry);
+    at = put_text(text, at, head);
+    memcpy(text + at, out, entry);
+    at += entry;
+    at = put_text(
+        text, at, "\r\n*2\r\n$3\r\n6-2\r\n*-1\r\n*1\r\n*2\r\n$12\r\naff:clicks:0\r\n*0\r\n");
+    at = put_text(text, at, "*-1\r\n*-1\r\n*-1\r\n*-1\r\n*-1\r\n*-1\r\n:0\r\n:1\r\n:2\r\n");
+    memcpy(out, text, at);
+    save(root, "stream", "life", at);
+
+    /* The same without upkeep: a second thread's. */
+    out[0] = 4;
+    at -= live;
+    memcpy(out + 2, "+OK\r\n", 5);
+    memcpy(out + 7, text + live, at);
+    save(root, "stream", "thread", 7 + at);
+}
+
+/* A byte of choices and one of failures, records as t/fuzz/rows.c takes them. */
+static void
+save_rows(const char *root)
+{
+    struct aff_click click = sample_click();
+    size_t size;
+
+    memset(out, 0, 4);
+    size = aff_click_encode(&click, out + 6, sizeof(out) - 6);
+    out[2] = AFF_FRAME_CLICK;
+    out[3] = AFF_CLICK_VERSION;
+    aff_store_le16(out + 4, (uint16_t) size);
+    memcpy(out + 6 + size, out + 2, 4 + size);
+    save(root, "rows", "clicks", 2 + 2 * (4 + size));
+    out[1] = 32 | 3;
+    save(root, "rows", "clicks_refused", 2 + 2 * (4 + size));
+
+    size = make_conversion(out + 6, sizeof(out) - 6, true);
+    out[0] = 1;
+    out[1] = 0;
+    out[2] = AFF_FRAME_CONVERSION;
+    out[3] = AFF_CONVERSION_VERSION;
+    aff_store_le16(out + 4, (uint16_t) size);
+    save(root, "rows", "conversion", 2 + 4 + size);
+    memcpy(out + 6 + size, out + 2, 4 + size);
+    out[1] = 32 | 4;
+    save(root, "rows", "conversions_refused", 2 + 2 * (4 + size));
+}
+
+/* A byte of choices, a header, frames with and without the boundary of a batch. */
+static void
+save_spool(const char *root)
+{
+    _Alignas(8) static uint8_t log[16384];
+    struct aff_segment segment = {.channel = AFF_CHANNEL_CLICKS,
+        .spool_id = 1,
+        .number = 2,
+        .made_ms = 1764000000000,
+        .size = 8192};
+    uint32_t seed = aff_frame_seed(1, 2);
+    size_t size = make_log(log, seed);
+
+    aff_segment_seal(log + 12288, &segment);
+    aff_store_le32(log + size + AFF_FRAME_HEADER_BYTES, 0);
+    aff_store_le32(log + size + AFF_FRAME_HEADER_BYTES + 4, 2);
+    size += aff_frame_seal(log + size, AFF_FRAME_BOUNDARY, 1, 8, seed);
+    size += make_log(log + size, seed);
+    out[0] = 0;
+    memcpy(out + 1, log + 12288, AFF_SEGMENT_HEADER_BYTES);
+    memcpy(out + 1 + AFF_SEGMENT_HEADER_BYTES, log, size);
+    save(root, "spool", "two_batches", 1 + AFF_SEGMENT_HEADER_BYTES + size);
+    out[0] = 2 << 4;
+    save(root, "spool", "damaged", 1 + AFF_SEGMENT_HEADER_BYTES + size);
+    memmove(out, out + 1, AFF_SEGMENT_HEADER_BYTES + size);
+    save(root, "dump", "segment", AFF_SEGMENT_HEADER_BYTES + size);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -155,8 +271,13 @@ main(int argc, char **argv)
     aff_batch_header(&batch, fuzz_ring(), out);
     save(root, "batch", "two", AFF_BATCH_HEADER_BYTES + size);
 
+    save(root, "dump", "entry", AFF_BATCH_HEADER_BYTES + size);
+    save_streams(root, AFF_BATCH_HEADER_BYTES + size);
+
     save_projection(root);
     save_segment(root);
+    save_rows(root);
+    save_spool(root);
 
     return 0;
 }
