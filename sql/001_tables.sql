@@ -357,7 +357,9 @@ create table affiliate.order_fact (
     primary key (merchant_id, order_id, livemode)
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
-create unique index order_fact_no on affiliate.order_fact (merchant_id, order_no);
+-- Unique by its sequence. Without the merchant: to the planner of a table that it thinks empty, an index with it would be as good
+-- a way to an order_id as the key.
+create index order_fact_no on affiliate.order_fact (order_no);
 create index order_fact_review on affiliate.order_fact (merchant_id, order_no) where outcome = 'review';
 
 comment on table affiliate.order_fact is 'What is known of an order, merged from its conversions by values, never by their arrival; what follows from it; and what of it is posted';
