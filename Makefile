@@ -5,6 +5,7 @@
 # make lint format  clang-format, clang-tidy, cppcheck, shellcheck
 # make fuzz SECONDS=60    each fuzz target that long, then raw requests to nginx as long; SEED= as printed
 # make model SEED= EVENTS=1000000    random histories of orders beside a model of the money; HISTORY=50000 each
+# make soak MINUTES=30 RATE=1000 SEED=    constant load with reloads: what everything takes, and which of it grows
 # make install DESTDIR= PREFIX=/usr/local
 #
 # NGINX_SRC=DIR builds the module in a plain nginx source tree instead of Debian's nginx-dev.
@@ -38,7 +39,7 @@ FUZZERS  := $(filter-out replay make_seeds,$(patsubst t/fuzz/%.c,%,$(wildcard t/
 REPLAYS  := $(FUZZERS:%=$(BUILD)/t/replay/%)
 TOOLS    := $(patsubst t/lib/%.c,$(BUILD)/t/lib/%,$(wildcard t/lib/*.c))
 
-.PHONY: all test bench asan tsan lint format fuzz model install clean tests
+.PHONY: all test bench asan tsan lint format fuzz model soak install clean tests
 
 all: $(MODULE) $(DAEMON)
 
@@ -181,6 +182,9 @@ fuzz: $(FUZZERS:%=$(BUILD)/t/fuzz/%) asan $(TOOLS)
 
 model: all
 	SEED="$(SEED)" EVENTS="$(EVENTS)" HISTORY="$(HISTORY)" perl -It/lib t/model/run $(REPLAY)
+
+soak: all
+	MINUTES="$(MINUTES)" RATE="$(RATE)" ORDERS="$(ORDERS)" SEED="$(SEED)" INTERVAL="$(INTERVAL)" perl -It/lib t/soak/run
 
 # --- house-keeping ----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ package Affiliated::Load;
 # the same Idempotency-Key until it is answered, as they are told to. Every answer is written down before the next
 # request. The auditor knows the courses and computes by itself what the orders must come to.
 #
-# begin(%o)         nginx => {...} for nginx_start, pg => {...}, clients => n, daemonized => 1 starts nginx as a daemon of
+# begin(%o)         nginx => {...} for nginx_start, pg => {...}, daemon => {...}, clients => n, daemonized => 1 starts nginx as a daemon of
 #                   its own (binary upgrade needs that), connection => 'close' for a connection a request
 #                   may_drop => 1: a spool that refuses now and then is no problem
 # start, stop       the load, without faults
@@ -53,7 +53,7 @@ sub begin
 
     $t->redis_start;
     $t->pg_start(%{ $o{pg} || {} });
-    $t->daemon_start;
+    $t->daemon_start(%{ $o{daemon} || {} });
     $self->{world} = $t->world(hold => '1 second', rate => 1000, fee => 2000);
     $t->wait_until('the projection', sub {
         $t->redis('EXISTS', "aff:link:$self->{world}{link}", "aff:key:$self->{world}{key}{id}") == 2;
