@@ -31,6 +31,13 @@ our @ISA = ('Affiliated::Load');
 my ($KIB, $MIB) = (1024, 1024 * 1024);
 my ($LINKS, $UNKNOWN, $BURSTS, $BATCH) = (5000, 20_000, 50, 50);
 
+# Fewer samples tell nothing: a run goes on until it has as many, however slow the machine.
+my $LEAST = 12;
+
+# What a session of the conversions role fills with its work tables, a page at a time, and then uses again (sql/005_ledger.sql),
+# with what PostgreSQL needs to keep account of it.
+my $TEMP_BUFFERS = 72 * $MIB;
+
 # name, heading of its column, unit (bytes are shown in KiB), what it may grow by: a share of itself and a fixed allowance.
 # Those with "lives" have a value for each process, and are looked at within the life of each.
 our @SERIES = (
@@ -58,7 +65,8 @@ our @SERIES = (
     { name => 'spool_files', column => 'files', share => 0, allow => 2, title => 'spool, files' },
     { name => 'spool_bytes', column => 'unack', unit => 'KiB', share => 0.05, allow => $MIB, title => 'spool, not acknowledged' },
     { name => 'pg_connections', column => 'pgconn', share => 0, allow => 1, title => 'PostgreSQL, connections of affiliated' },
-    { name => 'backend_anon', column => 'be.mem', unit => 'KiB', share => 0.01, allow => 512 * $KIB, lives => 1, title => 'PostgreSQL, anonymous memory of a backend in its life' },
+    { name => 'backend_memory', column => 'be.mem', unit => 'KiB', share => 0.01, allow => 512 * $KIB, lives => 1, title => 'PostgreSQL, memory of a backend in its life' },
+    { name => 'backend_tables', column => 'temp', unit => 'KiB', share => 0, allow => $TEMP_BUFFERS, lives => 1, title => 'PostgreSQL, temp_buffers of it (64 MiB at most)' },
     { name => 'inbox', column => 'inbox', unit => 'KiB', share => 0.05, allow => 256 * $KIB, title => 'inbox, bytes' },
     { name => 'dead_letter', column => 'dead', unit => 'KiB', share => 0, allow => 0, title => 'dead_letter, bytes' },
     { name => 'partitions', column => 'parts', share => 0, allow => 1, title => 'partitions of click' },
@@ -77,7 +85,8 @@ sub begin
     my $inbox = 2 * $window;
     my $self = $class->SUPER::begin(
         clients => 3,
-        nginx   => { workers => 2, log_level => 'notice', spool => 'max_size=256m segment=1m', zone => '4m',
+        # Few threads: of many, one after the other would take its first memory for minutes.
+        nginx   => { workers => 2, log_level => 'notice', main => 'thread_pool default threads=2;', spool => 'max_size=256m segment=1m', zone => '4m',
             http => "affiliate_address_rate off;\naccess_log off;\nkeepalive_requests 1000000;" },
         pg     => { conf => "autovacuum_naptime = 5s" },
         daemon => { conf => { run => { replay_window => "${window}s" }, partitions => { interval => '5s', retention => 2 } } });
@@ -318,9 +327,29 @@ sub _postgres
 
     ($s->{pg_connections}, $pids, $click_bytes, $click_rows, $s->{partitions}, $s->{inbox}, $s->{batches}, $s->{dead_letter},
         $book_bytes, $events, $s->{catalog}) = @$row;
-    $s->{backend_anon}{$_} = ($self->_memory($_))[1] for split / /, $pids;
+    $self->_backends($s, split / /, $pids);
     $s->{click_each} = $click_rows ? $click_bytes / $click_rows : 0;
     $s->{order_each} = $events ? $book_bytes / $events : 0;
+}
+
+# A backend writes what it has into the log, when it comes to that: what is read here it was asked for the last time.
+sub _backends
+{
+    my ($self, $s, @pids) = @_;
+    my %is = map { $_ => 1 } @pids;
+
+    open my $log, '<', $self->{t}->path('pg.log') or die "pg.log: $!\n";
+    seek $log, $self->{log_read} || 0, 0;
+    while (my $line = <$log>) {
+        last unless $line =~ /\n\z/;
+        $self->{log_read} = tell $log;
+        if ($line =~ /\[(\d+)\] LOG:  level: 1; LocalBufferContext: (\d+) total/ && $is{$1}) {
+            $s->{backend_tables}{$1} = $2;
+        } elsif ($line =~ /\[(\d+)\] LOG:  Grand total: (\d+) bytes/ && $is{$1}) {
+            $s->{backend_memory}{$1} = $2 - ($s->{backend_tables}{$1} || 0);
+        }
+    }
+    $self->{t}->psql(join '', map { "select pg_log_backend_memory_contexts($_);\n" } @pids);
 }
 
 sub sample
@@ -395,7 +424,7 @@ sub run
 
     $_->[3] = $self->{start} + $_->[1] * (0.5 + rand) for @events;
     $self->start;
-    while ((my $now = time()) < $end) {
+    while ((my $now = time()) < $end || @{ $self->{samples} } < $LEAST) {
         for my $event (grep { $_->[3] <= $now } @events) {
             $self->{count_of}{ $event->[0] }++;
             $event->[2]->();
@@ -405,7 +434,7 @@ sub run
             $self->_print($self->sample);
             $sample += $self->{interval};
         }
-        my $next = min($end, $sample, map { $_->[3] } @events);
+        my $next = min($sample, map { $_->[3] } @events);
         sleep(max(0.01, $next - time()));
     }
     $self->stop;
@@ -466,7 +495,7 @@ sub verdict
     my ($series, @points) = @_;
     my $n = @points;
 
-    return undef if $n < 12;
+    return undef if $n < $LEAST;
     my $early = median(map { $_->[1] } @points[$n / 4 .. $n / 2 - 1]);
     my $late = median(map { $_->[1] } @points[3 * $n / 4 .. $n - 1]);
 
