@@ -39,12 +39,13 @@ my $LEAST = 12;
 my $TEMP_BUFFERS = 72 * $MIB;
 
 # name, heading of its column, unit (bytes are shown in KiB), what it may grow by: a share of itself and a fixed allowance.
-# Those with "lives" have a value for each process, and are looked at within the life of each.
+# Those with "lives" have a value for each process, and are looked at within the life of each. A worker's first pages are
+# touched over minutes: each of its four segments has a table of 192 KiB for its batches.
 our @SERIES = (
     { name => 'master_anon', column => 'master', unit => 'KiB', share => 0.01, allow => 128 * $KIB, title => 'nginx master, anonymous memory' },
     { name => 'master_fds', column => 'fds', share => 0, allow => 1, title => 'nginx master, descriptors' },
     { name => 'workers_pss', column => 'w.PSS', unit => 'KiB', share => 0.05, allow => 2 * $MIB, title => 'nginx, PSS of all processes' },
-    { name => 'worker_anon', column => 'w.anon', unit => 'KiB', share => 0.01, allow => 256 * $KIB, lives => 1, title => 'nginx worker, anonymous memory in a life' },
+    { name => 'worker_anon', column => 'w.anon', unit => 'KiB', share => 0.01, allow => $MIB, lives => 1, title => 'nginx worker, anonymous memory in a life' },
     { name => 'worker_fds', column => 'fds', share => 0, allow => 3, lives => 1, title => 'nginx worker, descriptors in a life' },
     { name => 'workers_fds', column => 'all', share => 0, allow => 4, title => 'nginx workers, descriptors' },
     { name => 'processes', column => 'procs', share => 0, allow => 0, title => 'nginx processes' },
@@ -390,21 +391,24 @@ select (lpad(to_hex((extract(epoch from (now() at time zone 'UTC')::date - $ago)
 END
 }
 
-# What happens now and then, and how often: name, mean seconds, code.
+# What happens now and then, and how often: name, mean seconds, code, until when. What ends a process' life ends before the run does, so
+# that there are long lives, too.
 sub _events
 {
     my $self = shift;
     my $t = $self->{t};
     my $seconds = $self->{seconds};
+    my $end = $self->{start} + $seconds;
+    my $lives_end = $self->{start} + 0.6 * $seconds;
 
-    return (['reload', max(3, $seconds / 10), sub { $t->nginx_reload }],
-        ['worker killed', max(4, $seconds / 5), sub { $self->_kill }],
-        ['SIGHUP', max(2, $seconds / 12), sub { $t->daemon_signal('HUP') }],
+    return (['reload', max(3, $seconds / 15), sub { $t->nginx_reload }, $lives_end],
+        ['worker killed', max(4, $seconds / 8), sub { $self->_kill }, $lives_end],
+        ['SIGHUP', max(2, $seconds / 15), sub { $t->daemon_signal('HUP') }, $lives_end],
         ['link changed', max(0.5, $seconds / 600), sub {
             $t->psql("update affiliate.link set url = 'http://127.0.0.1/shop/' || $self->{count_of}{'link changed'} "
                 . "where code = 'soak" . (1 + int rand $LINKS) . "'");
-        }],
-        ['old day', max(2, $seconds / 120), sub { $self->_old_day }]);
+        }, $end],
+        ['old day', max(2, $seconds / 120), sub { $self->_old_day }, $end]);
 }
 
 sub _kill
@@ -418,23 +422,24 @@ sub _kill
 sub run
 {
     my $self = shift;
-    my @events = $self->_events;
     my $end = ($self->{start} = time()) + $self->{seconds};
     my $sample = $self->{start};
+    my @events = map { { name => $_->[0], every => $_->[1], do => $_->[2], until => $_->[3] } } $self->_events;
 
-    $_->[3] = $self->{start} + $_->[1] * (0.5 + rand) for @events;
+    $_->{next} = $self->{start} + $_->{every} * (0.25 + rand(0.5)) for @events;
     $self->start;
     while ((my $now = time()) < $end || @{ $self->{samples} } < $LEAST) {
-        for my $event (grep { $_->[3] <= $now } @events) {
-            $self->{count_of}{ $event->[0] }++;
-            $event->[2]->();
-            $event->[3] = $now + $event->[1] * (0.5 + rand);
+        for my $event (grep { $_->{next} <= $now } @events) {
+            $self->{count_of}{ $event->{name} }++;
+            $event->{do}->();
+            $event->{next} = $now + $event->{every} * (0.5 + rand);
         }
+        @events = grep { $_->{next} < $_->{until} } @events;
         if ($now >= $sample) {
             $self->_print($self->sample);
             $sample += $self->{interval};
         }
-        my $next = min($sample, map { $_->[3] } @events);
+        my $next = min($sample, map { $_->{next} } @events);
         sleep(max(0.01, $next - time()));
     }
     $self->stop;
@@ -503,7 +508,7 @@ sub verdict
         grows => $late - $early > $series->{share} * $early + $series->{allow} ? 1 : 0 };
 }
 
-# Of many lives, what the middle one of them did.
+# Of the long lives, what the middle one of them did.
 sub _lives
 {
     my ($series, @samples) = @_;
@@ -512,7 +517,10 @@ sub _lives
     for my $s (@samples) {
         push @{ $points{$_} }, [$s->{at}, $s->{ $series->{name} }{$_}] for keys %{ $s->{ $series->{name} } || {} };
     }
-    my @verdicts = sort { $a->{late} - $a->{early} <=> $b->{late} - $b->{early} } grep { $_ } map { verdict($series, @$_) } values %points;
+    my $longest = max(0, map { scalar @$_ } values %points);
+    my @verdicts = sort { $a->{late} - $a->{early} <=> $b->{late} - $b->{early} } grep { $_ }
+        map { verdict($series, @$_) } grep { @$_ >= $longest / 2 } values %points;
+
     return @verdicts ? { %{ $verdicts[$#verdicts / 2] }, lives => scalar @verdicts } : undef;
 }
 
