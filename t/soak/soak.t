@@ -31,13 +31,14 @@ is(verdict((1000) x 11), undef, 'too few tell nothing');
 # Each life begins small: only what grows within lives is growth.
 sub lives
 {
-    my $grows = shift;
-    my @samples = map { { at => $_, m => { int($_ / 40) => 1000 + $grows * ($_ % 40) } } } 0 .. 199;
+    my ($grows, $kind) = @_;
+    my @samples = map { { at => $_, m => { int($_ / 40) => 1000 + $grows * ($_ % 40), $kind ? ("$kind 9" => 500 + $_) : () } } } 0 .. 199;
     return Affiliated::Soak::_lives({ %series, name => 'm' }, @samples);
 }
 
 is(lives(0)->{grows} . lives(0)->{lives}, '05', 'five lives of one size');
 is(lives(10)->{grows}, 1, 'lives that grow, with a new one each time that it is too much');
+is(lives(0, 'other')->{grows} . lives(0, 'other')->{kind}, '1other', 'of several kinds the one that grows');
 
 # --- a short run -------------------------------------------------------------------------------------------------------
 
@@ -59,9 +60,9 @@ is($verdict{redis_clients}{grows}, 1, 'and so do the connections of Redis');
 is($verdict{links}{grows}, 0, 'the links do not');
 is($verdict{pg_connections}{grows}, 0, 'nor those of PostgreSQL');
 
-my $last = $soak->{samples}[-1];
-my @empty = grep { my $v = $last->{$_}; !(ref $v ? grep { $_ } values %$v : $v) } grep { !/^(?:acks|spool_bytes|backend_tables)$/ } map { $_->{name} } @{ $soak->{series} };
-is_deeply(\@empty, [], 'every other series has figures');
+my @empty = grep { my $name = $_; !grep { my $v = $_->{$name}; ref $v ? %$v : $v } @{ $soak->{samples} } }
+    map { $_->{name} } @{ $soak->{series} };
+is_deeply(\@empty, [], 'every series has figures');
 cmp_ok($soak->{count_of}{$_} || 0, '>', 0, "$_: it was done") for 'reload', 'worker killed', 'SIGHUP', 'link changed', 'old day';
 
 done_testing();

@@ -161,7 +161,7 @@ sub _buy
             $connection->close if $connection;
             return delete $self->{buying};
         }
-        $self->_note($r->{status} == 302 ? 'recorded' : $r->{status} == 404 ? 'unknown' : "odd\tclick: $r->{status}");
+        $self->_note($r->{status} == 302 ? 'recorded' : $r->{status} == 404 ? 'unknown' : $r->{status} == 503 ? 'refused' : "odd\tclick: $r->{status}");
     }
 }
 
@@ -305,12 +305,12 @@ with relation as (
      where c.relnamespace = 'affiliate'::regnamespace
        and c.relkind = 'r'
 ), backend as (
-    select pid
+    select pid, pid || '=' || replace(application_name, ' ', '_') as name
       from pg_stat_activity
      where backend_type = 'client backend'
        and pid <> pg_backend_pid()
 )
-select (select count(*) from backend), (select coalesce(string_agg(pid::text, ' '), '') from backend),
+select (select count(*) from backend), (select coalesce(string_agg(name, ' '), '') from backend),
        sum(bytes) filter (where leaf), sum(rows) filter (where leaf), count(*) filter (where leaf),
        sum(bytes) filter (where relname = 'inbox'), sum(rows) filter (where relname = 'inbox'),
        sum(bytes) filter (where relname = 'dead_letter'),
@@ -323,12 +323,12 @@ END
 sub _postgres
 {
     my ($self, $s) = @_;
-    my ($pids, $click_bytes, $click_rows, $book_bytes, $events);
+    my ($backends, $click_bytes, $click_rows, $book_bytes, $events);
     my ($row) = $self->{t}->rows($SQL);
 
-    ($s->{pg_connections}, $pids, $click_bytes, $click_rows, $s->{partitions}, $s->{inbox}, $s->{batches}, $s->{dead_letter},
+    ($s->{pg_connections}, $backends, $click_bytes, $click_rows, $s->{partitions}, $s->{inbox}, $s->{batches}, $s->{dead_letter},
         $book_bytes, $events, $s->{catalog}) = @$row;
-    $self->_backends($s, split / /, $pids);
+    $self->_backends($s, split / /, $backends);
     $s->{click_each} = $click_rows ? $click_bytes / $click_rows : 0;
     $s->{order_each} = $events ? $book_bytes / $events : 0;
 }
@@ -336,21 +336,21 @@ sub _postgres
 # A backend writes what it has into the log, when it comes to that: what is read here it was asked for the last time.
 sub _backends
 {
-    my ($self, $s, @pids) = @_;
-    my %is = map { $_ => 1 } @pids;
+    my ($self, $s, @backends) = @_;
+    my %name = map { /^(\d+)=(.*)/ ? ($1 => "$2 $1") : () } @backends;
 
     open my $log, '<', $self->{t}->path('pg.log') or die "pg.log: $!\n";
     seek $log, $self->{log_read} || 0, 0;
     while (my $line = <$log>) {
         last unless $line =~ /\n\z/;
         $self->{log_read} = tell $log;
-        if ($line =~ /\[(\d+)\] LOG:  level: 1; LocalBufferContext: (\d+) total/ && $is{$1}) {
-            $s->{backend_tables}{$1} = $2;
-        } elsif ($line =~ /\[(\d+)\] LOG:  Grand total: (\d+) bytes/ && $is{$1}) {
-            $s->{backend_memory}{$1} = $2 - ($s->{backend_tables}{$1} || 0);
+        if ($line =~ /\[(\d+)\] LOG:  level: 1; LocalBufferContext: (\d+) total/ && $name{$1}) {
+            $s->{backend_tables}{ $name{$1} } = $2;
+        } elsif ($line =~ /\[(\d+)\] LOG:  Grand total: (\d+) bytes/ && $name{$1}) {
+            $s->{backend_memory}{ $name{$1} } = $2 - ($s->{backend_tables}{ $name{$1} } || 0);
         }
     }
-    $self->{t}->psql(join '', map { "select pg_log_backend_memory_contexts($_);\n" } @pids);
+    $self->{t}->psql(join '', map { "select pg_log_backend_memory_contexts($_);\n" } keys %name);
 }
 
 sub sample
@@ -508,20 +508,30 @@ sub verdict
         grows => $late - $early > $series->{share} * $early + $series->{allow} ? 1 : 0 };
 }
 
-# Of the long lives, what the middle one of them did.
+# Of the long lives, what the middle one of them did; where processes are of several kinds ("kind pid"), of the kind that
+# grew the most.
 sub _lives
 {
     my ($series, @samples) = @_;
-    my %points;
+    my (%points, %kinds);
 
     for my $s (@samples) {
         push @{ $points{$_} }, [$s->{at}, $s->{ $series->{name} }{$_}] for keys %{ $s->{ $series->{name} } || {} };
     }
-    my $longest = max(0, map { scalar @$_ } values %points);
-    my @verdicts = sort { $a->{late} - $a->{early} <=> $b->{late} - $b->{early} } grep { $_ }
-        map { verdict($series, @$_) } grep { @$_ >= $longest / 2 } values %points;
-
-    return @verdicts ? { %{ $verdicts[$#verdicts / 2] }, lives => scalar @verdicts } : undef;
+    for my $life (sort keys %points) {
+        my ($kind) = $life =~ /^(?:(.*) )?\d+$/;
+        push @{ $kinds{ $kind || '' } }, $points{$life};
+    }
+    my $grown = sub { my $v = shift; return $v->{late} - $v->{early} };
+    my @worst;
+    for my $kind (sort keys %kinds) {
+        my $longest = max(map { scalar @$_ } @{ $kinds{$kind} });
+        my @verdicts = sort { $grown->($a) <=> $grown->($b) } grep { $_ } map { verdict($series, @$_) }
+            grep { @$_ >= $longest / 2 } @{ $kinds{$kind} };
+        push @worst, { %{ $verdicts[$#verdicts / 2] }, lives => scalar @verdicts, kind => $kind } if @verdicts;
+    }
+    @worst = sort { $grown->($b) <=> $grown->($a) } @worst;
+    return $worst[0];
 }
 
 sub verdicts
