@@ -353,14 +353,14 @@ create table affiliate.order_fact (
     item_numerator          numeric,
     item_denominator        numeric,
     hold_until              timestamptz,
-    order_id                text collate "C" not null,
-    primary key (merchant_id, order_id, livemode)
+    order_id                text collate "C" not null
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
--- Unique by its sequence. Without the merchant: to the planner of a table that it thinks empty, an index with it would be as good
--- a way to an order_id as the key.
-create index order_fact_no on affiliate.order_fact (order_no);
+create unique index order_fact_no on affiliate.order_fact (merchant_id, order_no);
 create index order_fact_review on affiliate.order_fact (merchant_id, order_no) where outcome = 'review';
+-- The last: of indexes that seem to cost the same, as in a table that was vacuumed while it was empty, the planner takes the newest.
+alter table affiliate.order_fact
+    add primary key (merchant_id, order_id, livemode);
 
 comment on table affiliate.order_fact is 'What is known of an order, merged from its conversions by values, never by their arrival; what follows from it; and what of it is posted';
 comment on column affiliate.order_fact.order_no is 'Short name of the order in the ledger';
