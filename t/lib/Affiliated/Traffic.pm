@@ -86,7 +86,9 @@ sub _campaign
     my $campaign;
 
     for my $version (@versions) {
+        # A version that names no product keeps those of the version before.
         my ($terms, @options) = _terms($currency, %$version);
+        $terms->{products} = $w->{terms}[-1]{products} if $campaign && !%{ $terms->{products} };
         my $from = sprintf '%.3f', $campaign ? $time : 1735689600;
         push @options, '--valid-from', _utc($from);
         if (!$campaign) {
@@ -119,9 +121,10 @@ sub make_world
         $id;
     } 1 .. 3;
     my %products = (products => { sku => { TEA => [500, undef], CUP => [undef, 250] }, category => { kitchen => [1234, undef] } });
+    my %others = (products => { sku => { POT => [undef, 99] }, category => { garden => [1, undef], kitchen => [undef, 7] } });
     my @campaign = (
         _campaign($t, \%w, $merchant[0], 'NPR', { hold => 1 }, { hold => 0 }, { hold => 2 }),
-        _campaign($t, \%w, $merchant[0], 'NPR', { hold => 2, %products }, { hold => 1, minimum => 1 }),
+        _campaign($t, \%w, $merchant[0], 'NPR', { hold => 2, %products }, { hold => 1, minimum => 1 }, { %others }),
         _campaign($t, \%w, $merchant[0], 'USD', {}, {}),
         _campaign($t, \%w, $merchant[1], 'JPY', { fee_flat_minor => 7 }, { window => 2 }),
         _campaign($t, \%w, $merchant[1], 'KWD', { hold => 0, %products }, { hold => 2 }),
