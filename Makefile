@@ -6,6 +6,7 @@
 # make fuzz SECONDS=60    each fuzz target that long, then raw requests to nginx as long; SEED= as printed
 # make model SEED= EVENTS=1000000    random histories of orders beside a model of the money; HISTORY=50000 each
 # make soak MINUTES=30 RATE=1000 SEED=    constant load with reloads: what everything takes, and which of it grows
+# make faults SEED= RUNS=10 SECONDS=15 JOBS=2    traffic, random faults, and an auditor that compares: t/fault/run
 # make install DESTDIR= PREFIX=/usr/local
 #
 # NGINX_SRC=DIR builds the module in a plain nginx source tree instead of Debian's nginx-dev.
@@ -39,7 +40,7 @@ FUZZERS  := $(filter-out replay make_seeds,$(patsubst t/fuzz/%.c,%,$(wildcard t/
 REPLAYS  := $(FUZZERS:%=$(BUILD)/t/replay/%)
 TOOLS    := $(patsubst t/lib/%.c,$(BUILD)/t/lib/%,$(wildcard t/lib/*.c))
 
-.PHONY: all test bench asan tsan lint format fuzz model soak install clean tests
+.PHONY: all test bench asan tsan lint format fuzz model soak install clean tests faults
 
 all: $(MODULE) $(DAEMON)
 
@@ -161,7 +162,14 @@ $(BUILD)/t/lib/%: t/lib/%.c $(PROTOCOL_OBJS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(PKG_CFLAGS) $< $(PROTOCOL_OBJS) $(PKG_LIBS) -lcrypto -o $@
 
-tests: $(UNITS) $(REPLAYS) $(TOOLS)
+# Preloaded into what the fault run runs; nothing of ours is linked to it.
+FICKLE := $(BUILD)/t/lib/fickle.so
+
+$(FICKLE): t/fault/fickle.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -shared $< -ldl -o $@
+
+tests: $(UNITS) $(REPLAYS) $(TOOLS) $(FICKLE)
 
 test:
 	./test
@@ -186,9 +194,13 @@ model: all
 soak: all
 	MINUTES="$(MINUTES)" RATE="$(RATE)" ORDERS="$(ORDERS)" SEED="$(SEED)" INTERVAL="$(INTERVAL)" perl -It/lib t/soak/run
 
+# JOBS runs at a time, RUNS of them, SECONDS of traffic each; seeds are SEED, SEED + 1, ...
+faults: all $(FICKLE) $(TOOLS)
+	SEED="$(SEED)" RUNS="$(RUNS)" SECONDS="$(if $(filter file,$(origin SECONDS)),,$(SECONDS))" JOBS="$(JOBS)" perl -It/lib t/fault/run
+
 # --- house-keeping ----------------------------------------------------------------------------------------------
 
-FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c)
+FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/fault/*.c)
 
 format:
 	clang-format -i $(FORMATTED)

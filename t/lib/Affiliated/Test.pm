@@ -16,7 +16,8 @@ package Affiliated::Test;
 # AFFILIATED_LOGIN=name runs affiliated by a login of this name that owns nothing in PostgreSQL.
 # Whoever runs it as root gets nginx's workers as www-data, and PostgreSQL, Redis and affiliated as postgres.
 #
-# new(%o)              master_keys => text of the key file; dir is $t->{dir}
+# new(%o)              master_keys => text of the key file; dir is $t->{dir}: a new one, or dir => an empty one that stays;
+#                      preload => a library for nginx and affiliated, env => {...} more of their environment
 # path($name)          a path in the directory;  write($name, $text) writes one and returns its path;  slurp($path)
 # port                 a free TCP port, kept for this process
 # random($n)           0 .. $n-1, from the seed
@@ -108,7 +109,7 @@ sub import
 sub new
 {
     my ($class, %o) = @_;
-    my $dir = File::Temp::tempdir('affiliated-test.XXXXXX', TMPDIR => 1);
+    my $dir = $o{dir} || File::Temp::tempdir('affiliated-test.XXXXXX', TMPDIR => 1);
     my $seed = $ENV{AFF_TEST_SEED} || int(rand(2**31));
     my $asan = ($ENV{AFFILIATED_BUILD} || '') eq 'asan';
     my $build = "$TOP/build" . ($asan ? '/asan' : '');
@@ -116,6 +117,7 @@ sub new
         dir => $dir, seed => $seed, build => $build, tools => "$TOP/build/t/lib", asan => $asan,
         module => "$build/ngx_http_affiliate_module.so",
         processes => {}, locks => [], allowed => [], nginx_count => 0,
+        keep => defined $o{dir}, preload => $o{preload}, env => $o{env} || {},
     }, $class;
 
     chmod 0755, $dir;
@@ -174,7 +176,7 @@ END {
             $self->_kill_all;
             if ($ENV{AFFILIATED_KEEP}) {
                 Test::More::diag("kept $self->{dir}");
-            } else {
+            } elsif (!$self->{keep}) {
                 if ($code || !Test::More->builder->is_passing) {
                     $self->_show_tail($_) for grep { -s } $self->path('error.log'), $self->path('daemon.log');
                 }
@@ -398,16 +400,22 @@ sub run
     return ($code, $self->slurp("$out"), $self->slurp("$err"));
 }
 
+# The environment of nginx and affiliated. A sanitizer comes before all else that is preloaded.
 sub _sanitizer_env
 {
-    my ($self, $preload) = @_;
+    my ($self, $nginx) = @_;
+    my @preload = grep { defined } $self->{preload};
 
-    return {} unless $self->{asan};
+    if (!$self->{asan}) {
+        return { %{ $self->{env} }, (@preload ? (LD_PRELOAD => "@preload") : ()) };
+    }
     chomp(my $asan = `gcc -print-file-name=libasan.so`);
+    unshift @preload, $asan if $nginx || @preload;
     return {
-        AFFILIATED_FAULT_FILE => $self->path($preload ? 'nginx.faults' : 'daemon.faults'),
-        ($preload ? (LD_PRELOAD => $asan) : ()),
-        ASAN_OPTIONS => 'abort_on_error=1:disable_coredump=1:detect_leaks=' . ($preload ? 0 : 1),
+        %{ $self->{env} },
+        AFFILIATED_FAULT_FILE => $self->path($nginx ? 'nginx.faults' : 'daemon.faults'),
+        (@preload ? (LD_PRELOAD => join ':', @preload) : ()),
+        ASAN_OPTIONS => 'abort_on_error=1:disable_coredump=1:detect_leaks=' . (@preload ? 0 : 1),
         UBSAN_OPTIONS => 'print_stacktrace=1:halt_on_error=1',
     };
 }

@@ -1,0 +1,5 @@
+package Affiliated::Faults;
+use strict; use warnings;
+sub kinds { return () }
+sub unmount {}
+1;
