@@ -72,7 +72,7 @@ sub _id_ms { my $uuid = shift; return hex(substr $uuid, 0, 8) * 65536 + hex subs
 sub _journal
 {
     my $self = shift;
-    my $j = { clicks => {}, calls => [], unfinished => [] };
+    my $j = { clicks => {}, calls => [], unfinished => [], destroyed => {} };
 
     for my $path (Affiliated::Traffic::journals($self->{dir}, $self->{name})) {
         my (%click, %call);
@@ -520,7 +520,7 @@ sub _dead_letters
 {
     my ($self, $reader) = @_;
     my %expected = %{ $self->{journal}{conflicts} };
-    my ($rows, @wrong) = 0;
+    my ($rows, $excused, @wrong) = (0, scalar keys %{ $self->{journal}{destroyed} });
     my %seen;
 
     for my $row (@{ $reader->($DEAD) }) {
@@ -528,7 +528,7 @@ sub _dead_letters
         $rows++;
         if ($reason eq 'idempotency_conflict' && exists $expected{$group} && exists $expected{$group}{$hash}) {
             $seen{"$group $hash"} = 1;
-        } elsif (!$self->{journal}{destroyed}) {
+        } elsif ($reason eq 'idempotency_conflict' || $excused-- <= 0) {
             push @wrong, "dead letter $id: $reason, $group $detail";
         }
     }
