@@ -7,7 +7,7 @@ package Affiliated::Hosts;
 #   $h->world           what Affiliated::Traffic::make_world() made
 #   $h->host_ports      [portA, portB]
 #   $h->test            an Affiliated::Test for sign(), uuid_of(), ...; its PostgreSQL and Redis are the present ones
-#   $h->reader          ->($sql) gives rows of the present primary;  $h->cli(@arguments)
+#   $h->reader          ->($sql) gives the rows of the present primary, in an array reference;  $h->cli(@arguments)
 #   $h->kinds           names of all injections
 #   $h->inject($kind)   begins one, unless something that it must not meet is under way: true if it began
 #   $h->work($seconds)  lets time pass: what was begun goes on and ends in here
@@ -78,7 +78,7 @@ sub world { return $_[0]{world} }
 sub host_ports { return [map { $_->{t}{port} } @{ $_[0]{hosts} }] }
 sub kinds { return Affiliated::Faults::kinds($_[0]) }
 sub cli { my $self = shift; return $self->{desk}->cli(@_) }
-sub reader { my $self = shift; return sub { return $self->{desk}->rows(@_) } }
+sub reader { my $self = shift; return sub { return [$self->{desk}->rows(@_)] } }
 sub clock_offset { my ($self, $host) = @_; return $self->{hosts}[$host]{offset} }
 sub bites { return $_[0]{bites} }
 sub wire { return $_[0]{wire} }
