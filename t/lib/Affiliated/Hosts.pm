@@ -15,7 +15,7 @@ package Affiliated::Hosts;
 #   $h->clock_offset($host)      seconds that the clock of that host's nginx is ahead
 #   $h->counters        {name => n}: metrics of all daemons ("daemon.NAME") and nginx ("nginx.NAME"), over restarts as well as
 #                       a look each second and before each kill allows
-#   $h->bites           {kind => [injected, of which had an effect that was seen]}
+#   $h->bites           {kind => [how often it began, how often it was seen to have had an effect]}
 #   $h->finish          stops everything
 #
 # In the directory: faults.journal with a line "time kind detail" an injection, clocks.journal with "time host seconds" for each
@@ -103,6 +103,7 @@ sub _start
     my $self = shift;
 
     $self->_string_wires;
+    $self->_mount;
     $self->pg_make($_) for @{ $self->{pg} };
     $self->pg_follow($self->{pg}[1]);
     $self->redis_up($self->{redis}[0]);
@@ -116,6 +117,18 @@ sub _start
     $self->{world} = Affiliated::Traffic::make_world($self->{desk});
     $self->nginx_up($_) for @{ $self->{hosts} };
     $self->_links_known;
+}
+
+# Disks that can be full, where that is allowed: a host's spool, PostgreSQL's data.
+sub _mount
+{
+    my $self = shift;
+    my @failed = (
+        (grep { !Affiliated::Faults::mount($self, $_->{t}->path('spool'), 40, 'www-data') } @{ $self->{hosts} }) ? 'spool_full' : (),
+        (grep { !Affiliated::Faults::mount($self, $_->path('pg'), 200, 'postgres') } @{ $self->{pg} }) ? 'pg_disk_full' : ());
+
+    $self->{impossible} = \@failed;
+    $self->note('impossible', "@failed: nothing may be mounted here") if @failed;
 }
 
 # A line for each client of a server.
@@ -432,11 +445,15 @@ sub work
 sub heal
 {
     my $self = shift;
-    my $end = time() + 60;
+    my $end = time() + 150;
 
     while (@{ $self->{agenda} }) {
         die "these do not end: @{[sort keys %{ $self->{busy} }]}\n" if time() > $end;
         $self->work(0.1);
+    }
+    for my $host (@{ $self->{hosts} }) {
+        die "affiliated of host $host->{name} has ended by itself\n" unless $host->{t}->alive('daemon');
+        die "nginx of host $host->{name} has ended by itself\n" unless $self->nginx_lives($host);
     }
     $self->_links_known;
     $self->await('the daemons', sub { 2 == grep { $self->_daemon_works($_) } @{ $self->{hosts} } }, 60);
