@@ -16,7 +16,7 @@ package Affiliated::Auditor;
 #   clocks.journal   "time host seconds": from then on that host's clock was off by so much
 #   faults.journal   "time kind detail"; "destroyed click ID" and "destroyed event MERCHANT t|f KEY POSITION" in it name records that a
 #                    fault destroyed where nothing else held them: these may be missing, or be there
-#                    kinds that match /spool.*full|disk/: while one was on, a redirect may have gone without a click_id
+#                    with a kind that begins with spool or fault_point_nginx, redirects may have gone without a click_id
 #
 # Predicted of a click: everything but its visitor, of which is known only who shares it; its time, within the time that it took. Of
 # a conversion: everything but where it was in the spool; received_at within the time that the call took. Of dead letters: which
@@ -126,7 +126,7 @@ sub _faults
 
     for (_lines("$self->{dir}/faults.journal")) {
         my ($time, $kind) = split;
-        $j->{may_drop} = 1 if /spool\S*full|disk|limit/;
+        $j->{may_drop} = 1 if $kind =~ /^(?:spool|fault_point_nginx)/;
         $j->{destroyed}{lc $1} = 1 if /destroyed click (\S+)/;
         $j->{destroyed}{"$1/$2/$3/$4"} = 1 if /destroyed event (\S+) (\S+) (\S+) (\S+)/;
     }
@@ -318,7 +318,7 @@ sub _clicks
         push @wrong, "click $tag is there twice: $id and $seen{$tag}" if $seen{$tag};
         $seen{$tag} = $id;
         push @wrong, "click $tag is there as $id, was answered as $c->{id}" if $c->{id} && $c->{id} ne $id;
-        push @wrong, "click $tag is there, and was answered $c->{status}" if $c->{status} && ($c->{status} != 302 || $c->{dropped});
+        push @wrong, "click $tag is there, and was answered $c->{status}" if $c->{status} && ($c->{status} =~ /^4/ || $c->{dropped});
         $self->{found}{$id} = { link => $c->{link}, verdict => $is[5] };
         push @wrong, map { "click $tag, $id: $_" } $self->_click($c, $id, \@is);
 
