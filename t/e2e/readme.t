@@ -115,6 +115,10 @@ sub block
     my ($vector) = $block =~ /^# ([0-9a-f]{64})$/m;
     my ($code, $out) = $t->run('sh', '-c', $block);
     like($out, qr/\b$vector$/m, 'the vector is what its command prints');
+
+    my ($parameter) = section('For merchants') =~ /holds the parameter `(\w+)`/;
+    like($t->slurp("$top/ngx_module/ngx_http_affiliate_postback.c"), qr/ngx_strncmp\(name->data, "\Q$parameter\E", name->len\)/,
+        "the postback's idempotency key is the parameter that README says");
 }
 
 # --- from nothing to an order ----------------------------------------------------------------------------------------------------
