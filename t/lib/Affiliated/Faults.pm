@@ -14,12 +14,14 @@ package Affiliated::Faults;
 #     standby's last commit until what it lacks was replayed, Redis keeps its data. After Redis lost some, PostgreSQL keeps its
 #     commits until every daemon has run free for a while, so that none holds a batch that it read before and commits after. Redis
 #     without memory counts as a loss: the daemons then drop what they keep for a replay.
-#   - A damaged frame in a spool is the only copy of its records, so it counts as a loss, too.
+#
+# A damaged frame in a spool, and what follows it there, is lost to whoever has no other copy: the journal names these records.
 
 use strict;
 use warnings;
 
 use Affiliated::Test ();
+use JSON::PP ();
 use Time::HiRes qw(sleep time);
 
 my $SETTLED = 2;          # seconds that daemons run free before a loss in Redis is over
@@ -560,16 +562,16 @@ sub mount
     return 1;
 }
 
-# What is in them is kept in their place.
+# With $keep what is in them is kept in their place.
 sub unmount
 {
-    my $h = shift;
+    my ($h, $keep) = @_;
     my $t = $h->{desk};
 
     while (my $path = pop @{ $h->{mounts} }) {
-        $t->run('cp', '-a', $path, "$path.kept");
+        $t->run('cp', '-a', $path, "$path.kept") if $keep;
         $t->run('umount', '-l', $path);
-        $t->run('sh', '-c', 'rmdir "$0" && mv "$0.kept" "$0"', $path);
+        $t->run('sh', '-c', 'rmdir "$0" && mv "$0.kept" "$0"', $path) if $keep;
     }
 }
 
@@ -598,8 +600,70 @@ sub _spool_full
     return ("$size bytes of ballast", _span(1, 4) => sub { unlink $ballast; $x->bit($failed->() - $before); $h->note($x->{kind}, 'ends'); return });
 }
 
+# What `affiliated dump` says of the segments of a host: [path, records in their order].
+sub _segments
+{
+    my ($h, $host) = @_;
+    my $t = $h->{desk};
+    my @segments;
+
+    for my $path (glob $host->{t}->path('spool/*.spool')) {
+        my ($code, $out) = $t->run({ env => $t->_sanitizer_env(0) }, $t->_affiliated, '-c', $t->path('affiliated.conf'), 'dump', $path);
+        my @records = grep { $_->{record} } map { JSON::PP::decode_json($_) } split /\n/, $out;
+        push @segments, [$path, @records] if @records;
+    }
+    return @segments;
+}
+
+# How the journal names what is lost, which the auditor must not ask for.
+sub _destroyed
+{
+    my $r = shift;
+    my $f = $r->{record};
+
+    return $r->{kind} eq 'click' ? "destroyed click $f->{id}"
+        : join ' ', 'destroyed event', $f->{merchant}, $f->{livemode} ? 't' : 'f', $f->{idempotency_key}, $f->{position};
+}
+
+# One of the last frames in a segment, which Redis has not got yet. It and what follows it in that segment are not sent: the file
+# is kept aside for whoever can rescue something.
+sub _spool_corrupt
+{
+    my ($h, $x) = @_;
+    my $host = $x->{host};
+    my $line = "redis.$host->{name}.nginx";
+
+    $h->wire->mode($line, 'hole');
+    return ('', _span(0.3, 0.8) => sub {
+        $h->nginx_kill($host);
+        my @segments = _segments($h, $host);
+        my ($path, @records) = @{ $segments[rand @segments] || [] };
+        my $last = @records > 4 ? 4 : @records;
+        splice @records, 0, @records - 1 - int rand $last if $last;
+        _flip($path, $records[0]{offset} + 16) if @records;
+        $h->note($x->{kind}, _destroyed($_)) for @records;
+        $h->nginx_up($host);
+        _line_good($h, $line);
+        return;
+    }, 1 => sub {
+        $x->bit($host->{t}->error_log =~ /is damaged|kept aside/ || glob $host->{t}->path('spool/*.corrupt'));
+        return;
+    });
+}
+
+sub _flip
+{
+    my ($path, $offset) = @_;
+
+    open my $file, '+<:raw', $path or die "$path: $!\n";
+    sysseek $file, $offset, 0;
+    sysread $file, my $bytes, 4;
+    sysseek $file, $offset, 0;
+    syswrite $file, $bytes ^ "\xff\xff\xff\xff";
+}
+
 # It can't start again either, before there is room.
-sub _pg_disk_full
+sub _pg_no_space
 {
     my ($h, $x) = @_;
     my $t = $h->{pg}[0];
@@ -644,6 +708,7 @@ sub _fault_point
         _control($t, $whose, 8, $mode);
         _control($t, $whose, 16, 1 + int rand 3);
         _control($t, $whose, 0, $number + 1);
+        $h->note('limit', 'of the spool: where it fails, it may refuse') if $points[$number] =~ /^spool/ && $mode == 2;
         return (($mode == 1 ? 'dies at ' : 'fails at ') . $points[$number], _span(0.5, 3) => sub {
             $x->bit(_control($t, $whose, 16) == 0);
             _control($t, $whose, 0, 0);
@@ -699,7 +764,7 @@ my %FAULTS = (
     pg_standby_stop => [_pg_stop(1), 'standby'],
     pg_slow => [_lines('^pg\.%h', 'slow', 1, 3, 300), 'line.pg.%h.daemon'],
     pg_reply_lost => [_lines('^pg\.%h', 'drop', 0.2, 1), 'line.pg.%h.daemon'],
-    pg_disk_full => [\&_pg_disk_full, 'pg'],
+    pg_no_space => [\&_pg_no_space, 'pg'],
     connections_cut => [\&_cut],
     host_cut => [_lines('^redis\.%h\.nginx', 'hole', 0.5, 4), 'line.redis.%h.nginx'],
     daemon_cut => [_lines('\.%h\.daemon', 'hole', 0.5, 4), 'line.redis.%h.daemon', 'line.pg.%h.daemon'],
@@ -710,6 +775,7 @@ my %FAULTS = (
     short_writes_nginx => [_short_writes('nginx'), 'sockets.nginx.%h'],
     short_writes_daemon => [_short_writes('daemon'), 'sockets.daemon.%h'],
     spool_full => [\&_spool_full, 'nginx.%h'],
+    spool_corrupt => [\&_spool_corrupt, 'nginx.%h', 'line.redis.%h.nginx'],
     fault_point_nginx => [_fault_point('nginx'), 'nginx.%h'],
     fault_point_daemon => [_fault_point('daemon'), 'daemon.%h'],
 );

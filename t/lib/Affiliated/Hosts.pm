@@ -16,7 +16,7 @@ package Affiliated::Hosts;
 #   $h->counters        {name => n}: metrics of all daemons ("daemon.NAME") and nginx ("nginx.NAME"), over restarts as well as
 #                       a look each second and before each kill allows
 #   $h->bites           {kind => [how often it began, how often it was seen to have had an effect]}
-#   $h->finish          stops everything
+#   $h->finish($keep)   stops everything; with $keep what was on disks of their own is kept in the directory, too
 #
 # In the directory: faults.journal with a line "time kind detail" an injection, clocks.journal with "time host seconds" for each
 # step of an nginx's clock, and a directory for each machine: a b (hosts), redis1 redis2, pg1 pg2, desk (the operator's).
@@ -125,7 +125,7 @@ sub _mount
     my $self = shift;
     my @failed = (
         (grep { !Affiliated::Faults::mount($self, $_->{t}->path('spool'), 40, 'www-data') } @{ $self->{hosts} }) ? 'spool_full' : (),
-        (grep { !Affiliated::Faults::mount($self, $_->path('pg'), 200, 'postgres') } @{ $self->{pg} }) ? 'pg_disk_full' : ());
+        (grep { !Affiliated::Faults::mount($self, $_->path('pg'), 200, 'postgres') } @{ $self->{pg} }) ? 'pg_no_space' : ());
 
     $self->{impossible} = \@failed;
     $self->note('impossible', "@failed: nothing may be mounted here") if @failed;
@@ -542,11 +542,11 @@ sub counters
 
 sub finish
 {
-    my $self = shift;
+    my ($self, $keep) = @_;
 
     $_->{t}->_end('daemon', 'TERM', 5) for grep { $_->{t}->alive('daemon') } @{ $self->{hosts} };
     $_->_kill_all for values %{ $self->{machines} };
-    Affiliated::Faults::unmount($self);
+    Affiliated::Faults::unmount($self, $keep);
 }
 
 1;
