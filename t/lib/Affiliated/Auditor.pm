@@ -14,7 +14,7 @@ package Affiliated::Auditor;
 #
 # Beside the journals of the traffic the directory may have
 #   clocks.journal   "time host seconds": from then on that host's clock was off by so much
-#   faults.journal   "time kind detail"; "destroyed click ID" and "destroyed event MERCHANT t|f KEY POSITION" in it name records that a
+#   faults.journal   "time kind detail"; "destroyed click ID TAG" and "destroyed event MERCHANT t|f KEY POSITION" in it name records that a
 #                    fault destroyed where nothing else held them: these may be missing, or be there
 #                    with a kind that begins with spool or fault_point_nginx, redirects may have gone without a click_id
 #
@@ -127,7 +127,7 @@ sub _faults
     for (_lines("$self->{dir}/faults.journal")) {
         my ($time, $kind) = split;
         $j->{may_drop} = 1 if $kind =~ /^(?:spool|fault_point_nginx)/;
-        $j->{destroyed}{lc $1} = 1 if /destroyed click (\S+)/;
+        @{ $j->{destroyed} }{lc $1, $2} = (1, 1) if /destroyed click (\S+) (\S+)/;
         $j->{destroyed}{"$1/$2/$3/$4"} = 1 if /destroyed event (\S+) (\S+) (\S+) (\S+)/;
     }
 }
@@ -329,7 +329,9 @@ sub _clicks
     }
     for my $c (values %{ $j->{clicks} }) {
         next if $seen{ $c->{tag} } || !$c->{status} || $c->{status} != 302 || $c->{dropped};
-        next if $c->{id} && $j->{destroyed}{ $c->{id} };
+        next if $j->{destroyed}{ $c->{tag} } || $c->{id} && $j->{destroyed}{ $c->{id} };
+        # Where the spool may refuse, nothing is promised of a visitor who got no click_id.
+        next if $j->{may_drop} && !$c->{id};
         push @wrong, "click $c->{tag}, " . ($c->{id} || $c->{class}) . ", was answered at $c->{answered} and is missing";
     }
     @{ $self->{counts} }{qw(clicks_sent clicks_answered clicks_found clicks_unanswered_found)} = (scalar keys %{ $j->{clicks} },

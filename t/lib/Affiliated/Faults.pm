@@ -621,7 +621,7 @@ sub _destroyed
     my $r = shift;
     my $f = $r->{record};
 
-    return $r->{kind} eq 'click' ? "destroyed click $f->{id}"
+    return $r->{kind} eq 'click' ? join(' ', 'destroyed click', $f->{id}, $f->{sub5} || '-')
         : join ' ', 'destroyed event', $f->{merchant}, $f->{livemode} ? 't' : 'f', $f->{idempotency_key}, $f->{position};
 }
 
