@@ -14,7 +14,7 @@ package Affiliated::Auditor;
 #
 # Beside the journals of the traffic the directory may have
 #   clocks.journal   "time host seconds": from then on that host's clock was off by so much
-#   faults.journal   "time kind detail"; "destroyed click ID TAG" and "destroyed event MERCHANT t|f KEY POSITION" in it name records that a
+#   faults.journal   "time kind detail"; "destroyed click ID [TAG]" and "destroyed event MERCHANT t|f KEY POSITION" in it name records that a
 #                    fault destroyed where nothing else held them: these may be missing, or be there
 #                    with a kind that begins with spool or fault_point_nginx, redirects may have gone without a click_id
 #
@@ -127,7 +127,7 @@ sub _faults
     for (_lines("$self->{dir}/faults.journal")) {
         my ($time, $kind) = split;
         $j->{may_drop} = 1 if $kind =~ /^(?:spool|fault_point_nginx)/;
-        @{ $j->{destroyed} }{lc $1, $2} = (1, 1) if /destroyed click (\S+) (\S+)/;
+        @{ $j->{destroyed} }{lc $1, $2 // ()} = (1, 1) if /destroyed click (\S+)(?: (\S+))?/;
         $j->{destroyed}{"$1/$2/$3/$4"} = 1 if /destroyed event (\S+) (\S+) (\S+) (\S+)/;
     }
 }

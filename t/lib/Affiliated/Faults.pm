@@ -592,7 +592,7 @@ sub _spool_full
     my ($h, $x) = @_;
     my $host = $x->{host};
     my $ballast = $host->{t}->path('spool/ballast');
-    my $failed = sub { my $n = () = $host->{t}->error_log =~ /No space left on device/g; return $n };
+    my $failed = sub { my $n = () = $host->{t}->error_log =~ /spool.*(?:No space left on device|is full)/g; return $n };
     my $before = $failed->();
     my $size = _fill($ballast);
 

@@ -338,7 +338,7 @@ sub nginx_up
 
     $self->_prepare($host, 'nginx');
     $t->nginx_conf(workers => 2, log_level => 'notice', redis => '127.0.0.1:' . $self->{lines}{"redis.$host->{name}.nginx"},
-        spool => 'max_size=24m segment=256k sync=200ms', main => join("\n", @kept, 'worker_shutdown_timeout 1s;'),
+        spool => 'max_size=64m segment=256k sync=200ms', main => join("\n", @kept, 'worker_shutdown_timeout 1s;'),
         http => Affiliated::Traffic::nginx_http() . "affiliate_redis_timeout 500ms;\naffiliate_redis_connect_timeout 500ms;\n"
             . "affiliate_redis_reconnect 50ms 500ms;\n");
     unlink $t->path('nginx.pid');
