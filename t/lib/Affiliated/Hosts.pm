@@ -35,6 +35,19 @@ use JSON::PP ();
 use POSIX qw(WNOHANG);
 use Time::HiRes qw(sleep time);
 
+my $owner = $$;
+my @objects;
+
+# Before the harness' own: disks that were mounted are not its to unmount.
+END {
+    if ($$ == $owner) {
+        my $code = $?;
+
+        eval { $_->finish; 1 } or warn $@ for @objects;
+        $? = $code;
+    }
+}
+
 my $LOGIN = 'affiliated';    # owns nothing: also lets a limit of connections hold for it
 
 my $PG_CONF = <<'END';
@@ -55,6 +68,7 @@ sub new
     my $self = bless { dir => $o{dir}, seed => $o{seed}, asan => $o{asan}, agenda => [], busy => {}, bites => {}, seen => {},
         mounts => [], lines => {}, next_look => 0 }, $class;
 
+    push @objects, $self;
     local $ENV{AFF_TEST_SEED} = $o{seed};
     local $ENV{AFFILIATED_BUILD} = $o{asan} ? 'asan' : '';
     for my $name (qw(desk redis1 redis2 pg1 pg2 a b)) {
@@ -544,6 +558,7 @@ sub finish
 {
     my ($self, $keep) = @_;
 
+    return if $self->{finished}++;
     $_->{t}->_end('daemon', 'TERM', 5) for grep { $_->{t}->alive('daemon') } @{ $self->{hosts} };
     $_->_kill_all for values %{ $self->{machines} };
     Affiliated::Faults::unmount($self, $keep);
