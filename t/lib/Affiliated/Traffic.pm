@@ -236,14 +236,18 @@ sub _live
     my @links = map { { id => $_, %{ $self->{world}{links}{$_} } } } sort { $a <=> $b } keys %{ $self->{world}{links} };
 
     $self->{links} = \@links;
+    $self->_click until %{ $self->{clicks} } || -e "$self->{dir}/$self->{name}.stop";
+    $self->_misuse($_) for %{ $self->{clicks} } ? (0 .. 4) : ();
     until (-e "$self->{dir}/$self->{name}.stop") {
         my $what = rand;
-        if ($what < 0.4 || !keys %{ $self->{clicks} }) {
+        if ($what < 0.36 || !%{ $self->{clicks} }) {
             $self->_click;
+        } elsif ($what < 0.4) {
+            $self->_crowd;
         } elsif ($what < 0.55 && @{ $self->{orders} } < 12) {
             push @{ $self->{orders} }, $self->_order;
         } elsif ($what < 0.58) {
-            $self->_misuse;
+            $self->_misuse(int rand 5);
         } else {
             $self->_report;
         }
@@ -306,22 +310,27 @@ sub _click
     return $self->_follow(\%c);
 }
 
-sub _follow
+# Writes down a click that is about to be sent there, and gives its number and its request.
+sub _begin_click
 {
-    my ($self, $c) = @_;
+    my ($self, $c, $connection) = @_;
     my $n = ++$self->{count};
     my $class = $CLASSES{ $c->{class} };
     my $tag = "$self->{name}-$self->{client}-$n";
     my $query = join '&', ($c->{sub1} ne '' ? "sub1=$c->{sub1}" : ()), ($c->{url} ne '' ? 'url=' . Affiliated::Test::_percent($c->{url}) : ()),
         "sub5=$tag";
-    my $connection = $self->_socket($c->{host});
-    my $raw = ($class->{method} || 'GET') . " /r/$c->{link}{code}?$query HTTP/1.1\r\nHost: go.example\r\n"
-        . ($c->{agent} ne '' ? "User-Agent: $c->{agent}\r\n" : '') . ($c->{referrer} ne '' ? "Referer: $c->{referrer}?q=secret\r\n" : '')
-        . ($class->{headers} || '') . "\r\n";
 
-    return unless $connection;
     $self->_note('c', $n, _now(), $c->{host}, $c->{link}{id}, $c->{class}, $connection->{address}, @$c{qw(agent referrer)}, $tag, @$c{qw(sub1 url)});
-    my $r = $self->_exchange($c->{host}, $raw, head => $class->{method} ? 1 : 0);
+    return ($n, ($class->{method} || 'GET') . " /r/$c->{link}{code}?$query HTTP/1.1\r\nHost: go.example\r\n"
+        . ($c->{agent} ne '' ? "User-Agent: $c->{agent}\r\n" : '') . ($c->{referrer} ne '' ? "Referer: $c->{referrer}?q=secret\r\n" : '')
+        . ($class->{headers} || '') . "\r\n");
+}
+
+# What it was answered; a click_id that came is kept for orders.
+sub _end_click
+{
+    my ($self, $c, $n, $r) = @_;
+
     $self->_note('C', $n, _now(), $r->{status}, $r->{headers}{location});
     my ($id) = ($r->{headers}{location} || '') =~ /[?&]$c->{link}{param}=([0-9a-z]{39})(?:[&#]|\z)/;
     return unless $r->{status} == 302 && $id;
@@ -330,6 +339,39 @@ sub _follow
     push @$list, { id => $id, link => $c->{link}, at => time() };
     shift @$list if @$list > 30;
     return $list->[-1];
+}
+
+sub _follow
+{
+    my ($self, $c) = @_;
+    my $connection = $self->_socket($c->{host}) or return;
+    my ($n, $raw) = $self->_begin_click($c, $connection);
+
+    return $self->_end_click($c, $n, $self->_exchange($c->{host}, $raw, head => $CLASSES{ $c->{class} }{method} ? 1 : 0));
+}
+
+# Many at once on one connection: whatever happens then happens in the midst of them.
+sub _crowd
+{
+    my $self = shift;
+    my $host = int rand @{ $self->{ports} };
+    my $connection = $self->_socket($host) or return;
+    my (@begun, $raw);
+
+    for (1 .. 5 + rand 25) {
+        my $c = { link => _one(@{ $self->{links} }), host => $host, class => 'human', agent => _agent(), referrer => '', sub1 => '', url => '' };
+        my ($n, $request) = $self->_begin_click($c, $connection);
+        push @begun, [$c, $n];
+        $raw .= $request;
+    }
+    my $up = $connection->send($raw);
+    for my $click (@begun) {
+        my $r = $up ? $connection->response(timeout => 12) : { status => 0, headers => {} };
+        $self->_end_click(@$click, $r);
+        $up &&= $r->{status};
+    }
+    $connection->close;
+    delete $self->{sockets}{$host};
 }
 
 # --- merchants -------------------------------------------------------------------------------------------------------
@@ -455,24 +497,23 @@ sub _report
 # What a merchant should not do, and what becomes of it.
 sub _misuse
 {
-    my $self = shift;
+    my ($self, $kind) = @_;
     my $order = $self->_order;
     my $event = $order->{events}[0];
     my %call = (key => $order->{key}, method => 'single', events => [$event]);
-    my $kind = rand;
 
-    if ($kind < 0.3) {
+    if ($kind == 0) {
         # An amount that changes under the same key: refused, or one of the two counts.
         my $idempotency = $self->call(%call);
         my %other = (%$event, status => 'pending', amount => '1', currency => 'JPY');
         delete @other{qw(items refund_id)};
         $self->call(%call, events => [\%other], idempotency => $idempotency, expect => 'reused');
-    } elsif ($kind < 0.5) {
+    } elsif ($kind == 1) {
         my $idempotency = $self->call(%call);
         $self->call(%call, idempotency => $idempotency) for 1 .. 1 + rand 2;
-    } elsif ($kind < 0.7) {
+    } elsif ($kind == 2) {
         $self->call(%call, events => [{ %$event, amount => 12.5, currency => 'NPR' }], expect => 'validation');
-    } elsif ($kind < 0.85) {
+    } elsif ($kind == 3) {
         # A key of the other mode, or of the other merchant.
         my $other = _one(grep { $_ != $order->{key} } 0 .. $#{ $self->{world}{keys} });
         my ($mine, $theirs) = @{ $self->{world}{keys} }[$order->{key}, $other];
