@@ -15,7 +15,7 @@ $t->wait_until('the projection', sub { $t->redis('EXISTS', @known) == @known });
 $t->nginx_start(workers => 2, http => Affiliated::Traffic::nginx_http(), log_level => 'notice');
 
 my %auditor = (dir => $t->{dir}, world => $world);
-my $traffic = Affiliated::Traffic->new(%auditor, ports => [($t->{port}) x 2], seed => $t->{seed});
+my $traffic = Affiliated::Traffic->new(%auditor, ports => [($t->{port}) x 2], seed => $t->{seed}, hasty => 0);
 $traffic->start;
 $t->wait_until('enough traffic', sub {
     my $bytes = 0;
@@ -214,7 +214,7 @@ unlink $t->path('clocks.journal');
 $t->psql("set session_replication_role = replica; delete from affiliate.click where id = '$click'");
 my ($missing) = grep { /is missing/ } Affiliated::Auditor->new(%auditor)->differences($reader);
 like($missing, qr/\Q$click\E/, 'a click that is gone');
-$t->write('faults.journal', "1.5 corrupt destroyed click $click\n");
+$t->write('faults.journal', "1.5 corrupt destroyed click $click -\n");
 is(scalar(grep { /is missing/ } Affiliated::Auditor->new(%auditor)->differences($reader)), 0, 'is excused where a fault destroyed it');
 
 done_testing();

@@ -6,7 +6,8 @@ package Affiliated::Traffic;
 #   my $traffic = Affiliated::Traffic->new(dir => ..., ports => [a, b], seed => n, world => $world);
 #   $traffic->start;  ...  $traffic->stop;                 stop() goes on until what was begun is answered, 60 s at most
 #
-# new(%o)              clients => n (4); pace => seconds between two doings of a client (0.01); name => of the journals (traffic)
+# new(%o)              clients => n (4); pace => seconds between two doings of a client (0.01); name => of the journals (traffic);
+#                      hasty => the part of requests that are given up soon (0.2), so that a call is told again while it is under way
 # make_world($t)       { merchants => { ID => { host } }, affiliates => { ID => {} }, campaigns => { ID => { merchant, currency } },
 #                        links => { ID => { code, merchant, campaign, affiliate, livemode, url, param, state } },
 #                        keys => [{ id, secret, merchant, livemode }], terms => [...], kept_since }, as Affiliated::Model has them
@@ -170,7 +171,7 @@ sub _amount
 sub new
 {
     my ($class, %o) = @_;
-    return bless { clients => 4, pace => 0.01, name => 'traffic', pids => {}, %o }, $class;
+    return bless { clients => 4, pace => 0.01, hasty => 0.2, name => 'traffic', pids => {}, %o }, $class;
 }
 
 sub journals { my ($dir, $name) = @_; return sort glob "$dir/" . ($name || 'traffic') . '-*.journal' }
@@ -272,11 +273,14 @@ sub _socket
     return $self->{sockets}{$host} = $connection;
 }
 
+# Longer than anything is made to hang; or not.
+sub _patience { my $self = shift; return rand() < $self->{hasty} ? 0.1 + rand 0.7 : 12 }
+
 sub _exchange
 {
     my ($self, $host, $raw, %o) = @_;
     my $connection = $self->_socket($host) or return { status => 0, headers => {}, body => '' };
-    my $r = $connection->send($raw) ? $connection->response(timeout => 12, %o) : { status => 0, headers => {}, body => '' };
+    my $r = $connection->send($raw) ? $connection->response(timeout => $self->_patience, %o) : { status => 0, headers => {}, body => '' };
 
     if (!$r->{status} || $self->{client} % 3 == 0 || ++$connection->{uses} > 60 || ($r->{headers}{connection} || '') eq 'close') {
         $connection->close;
@@ -366,7 +370,7 @@ sub _crowd
     }
     my $up = $connection->send($raw);
     for my $click (@begun) {
-        my $r = $up ? $connection->response(timeout => 12) : { status => 0, headers => {} };
+        my $r = $up ? $connection->response(timeout => $self->_patience) : { status => 0, headers => {} };
         $self->_end_click(@$click, $r);
         $up &&= $r->{status};
     }
