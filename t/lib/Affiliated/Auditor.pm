@@ -564,9 +564,9 @@ sub _money
         $m->click({ id => $id, at_ms => _id_ms($id), link => $click->{link}, livemode => $w->{links}{ $click->{link} }{livemode},
             verdict => $click->{verdict} });
     }
-    # Where two tell of the same instant, values decide: the smaller id, the greater amount.
-    $m->event($_) for sort { $a->{received_us} <=> $b->{received_us} || $a->{click_id} cmp $b->{click_id}
-        || ($a->{amount} // -1) <=> ($b->{amount} // -1) || $a->{key} cmp $b->{key} } @{ $self->{events} };
+    # The model goes by their times, and takes those of one instant as they come: values decide then, the smaller id, the greater amount.
+    $m->event($_) for sort { $a->{click_id} cmp $b->{click_id} || ($a->{amount} // -1) <=> ($b->{amount} // -1)
+        || $a->{key} cmp $b->{key} || $a->{position} <=> $b->{position} } @{ $self->{events} };
     my ($now) = map { $_->[0] } @{ $reader->('select (extract(epoch from clock_timestamp()) * 1000000)::bigint') };
     my @wrong = Affiliated::Model::compare($m, $reader, $now);
     $self->{counts}{orders} = keys %{ $m->orders };

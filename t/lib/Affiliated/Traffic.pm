@@ -403,10 +403,11 @@ sub _order
         amount => 1 + int rand _one(100, 5000, 500000), refunds => 0);
     my @events = map { $self->_event(\%o, $click, $_, $list) } @{ _one(@COURSES) };
 
-    if (@events > 1 && rand() < 0.3) {
-        # Told late and in any order, each with its time.
-        my $from = $click->{at};
-        my $step = (time() - $from) / (@events + 1);
+    my $from = $click->{at};
+    my $step = (time() - $from) / (@events + 1);
+
+    if (@events > 1 && $step > 0.002 && rand() < 0.3) {
+        # Told late and in any order, each with a time of its own.
         $events[$_]{occurred_at} = _utc($from + $step * ($_ + 0.5)) for 0 .. $#events;
         for my $i (reverse 1 .. $#events) {
             my $j = int rand($i + 1);
