@@ -359,7 +359,11 @@ sub _pg_stop
 
 sub _pg_log { my ($h, $pattern) = @_; my $n = () = $h->{pg}[0]->slurp($h->{pg}[0]->path('pg.log')) =~ /$pattern/g; return $n }
 
-sub _terminate { my $h = shift; return $h->{desk}->value("select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = 'affiliated'") }
+sub _terminate
+{
+    my $h = shift;
+    return $h->{desk}->value("select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = 'affiliated'");
+}
 
 sub _pg_terminate
 {
@@ -409,11 +413,12 @@ sub _pg_deadlocks
 
     $t->write('crosswise.sql', $CROSSWISE x 200);
     for my $name (@names) {
-        $t->_spawn($name, {}, $t->pg_bin . '/psql', '-XAtq', '-h', $t->{pg_socket}, '-U', 'postgres', '-d', 'affiliate', '-f', $t->path('crosswise.sql'));
+        $t->_spawn($name, {}, $t->pg_bin . '/psql', '-XAtq', '-h', $t->{pg_socket}, '-U', 'postgres', '-d', 'affiliate',
+            '-f', $t->path('crosswise.sql'));
     }
     return ('', _span(1, 4) => sub {
         $t->_end($_, 'KILL') for grep { $t->alive($_) } @names;
-        $h->{desk}->psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'psql' and pid <> pg_backend_pid()");
+        $t->psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'psql' and pid <> pg_backend_pid()");
         $x->bit(_pg_log($h, 'deadlock detected') - $before);
         return;
     });
@@ -597,7 +602,12 @@ sub _spool_full
     my $size = _fill($ballast);
 
     kill 'KILL', grep { defined } _a_worker($host);
-    return ("$size bytes of ballast", _span(1, 4) => sub { unlink $ballast; $x->bit($failed->() - $before); $h->note($x->{kind}, 'ends'); return });
+    return ("$size bytes of ballast", _span(1, 4) => sub {
+        unlink $ballast;
+        $x->bit($failed->() - $before);
+        $h->note($x->{kind}, 'ends');
+        return;
+    });
 }
 
 # What `affiliated dump` says of the segments of a host: [path, records in their order].
@@ -605,10 +615,11 @@ sub _segments
 {
     my ($h, $host) = @_;
     my $t = $h->{desk};
+    my @dump = ($t->_affiliated, '-c', $t->path('affiliated.conf'), 'dump');
     my @segments;
 
     for my $path (glob $host->{t}->path('spool/*.spool')) {
-        my ($code, $out) = $t->run({ env => $t->_sanitizer_env(0) }, $t->_affiliated, '-c', $t->path('affiliated.conf'), 'dump', $path);
+        my ($code, $out) = $t->run({ env => $t->_sanitizer_env(0) }, @dump, $path);
         my @records = grep { $_->{record} } map { JSON::PP::decode_json($_) } split /\n/, $out;
         push @segments, [$path, @records] if @records;
     }
@@ -704,13 +715,18 @@ sub _fault_point
         my @points = @{ $points{$whose} ||= [`readelf -p aff_faults $file 2>/dev/null` =~ /^\s+\[\s*[0-9a-f]+\]\s+(\S+)$/mg] };
         my $number = int rand @points;
         my $mode = 1 + int rand 2;
+        my $passes = 1 + int rand 3;
 
         _control($t, $whose, 8, $mode);
-        _control($t, $whose, 16, 1 + int rand 3);
+        _control($t, $whose, 16, $passes);
         _control($t, $whose, 0, $number + 1);
         $h->note('limit', 'of the spool: where it fails, it may refuse') if $points[$number] =~ /^spool/ && $mode == 2;
+        # A new worker passes more of them than one that goes on.
+        kill 'KILL', grep { defined } _a_worker($x->{host}) if $whose eq 'nginx' && rand() < 0.5;
         return (($mode == 1 ? 'dies at ' : 'fails at ') . $points[$number], _span(0.5, 3) => sub {
-            $x->bit(_control($t, $whose, 16) == 0);
+            # Counted down, and on below zero by the passes after that.
+            my $left = _control($t, $whose, 16);
+            $x->bit($left == 0 || $left > $passes);
             _control($t, $whose, 0, 0);
             $h->daemon_up($x->{host}) if $whose eq 'daemon' && !$t->alive('daemon');
             return;
@@ -740,7 +756,7 @@ my %FAULTS = (
     redis_flushall => [\&_redis_flushall, 'redis', 'loss'],
     redis_failover => [\&_redis_failover, 'redis', 'replica', 'line.replication', 'loss'],
     redis_oom => [\&_redis_oom, 'redis', 'loss'],
-    redis_readonly => [\&_redis_readonly, 'redis', 'replica', 'line.redis.a.nginx', 'line.redis.b.nginx', 'line.redis.a.daemon', 'line.redis.b.daemon'],
+    redis_readonly => [\&_redis_readonly, 'redis', 'replica', map { ("line.redis.$_.nginx", "line.redis.$_.daemon") } qw(a b)],
     redis_stop => [_process_stop('redis', 0), 'redis'],
     redis_replica_kill => [\&_replica_kill, 'replica'],
     redis_replica_stop => [_process_stop('redis', 1), 'replica'],
@@ -834,8 +850,8 @@ sub begin
     s/%h/$host->{name}/g for @needs;
     return 0 if grep { $h->{busy}{$_} } @needs;
     my %is = map { $_ => 1 } @needs;
-    my $x = bless { kind => $kind, host => $host, needs => \@needs, loss => $is{loss}, began => time(), bites => $h->{bites}{$kind} ||= [0, 0] },
-        __PACKAGE__;
+    my $bites = $h->{bites}{$kind} ||= [0, 0];
+    my $x = bless { kind => $kind, host => $host, needs => \@needs, loss => $is{loss}, bites => $bites }, __PACKAGE__;
 
     $h->{busy}{$_} = $x for @needs;
     $x->{bites}[0]++;

@@ -137,9 +137,9 @@ sub _start
 sub _mount
 {
     my $self = shift;
-    my @failed = (
-        (grep { !Affiliated::Faults::mount($self, $_->{t}->path('spool'), 40, 'www-data') } @{ $self->{hosts} }) ? 'spool_full' : (),
-        (grep { !Affiliated::Faults::mount($self, $_->path('pg'), 200, 'postgres') } @{ $self->{pg} }) ? 'pg_no_space' : ());
+    my @spools = grep { Affiliated::Faults::mount($self, $_->{t}->path('spool'), 40, 'www-data') } @{ $self->{hosts} };
+    my @data = grep { Affiliated::Faults::mount($self, $_->path('pg'), 200, 'postgres') } @{ $self->{pg} };
+    my @failed = (@spools == 2 ? () : 'spool_full', @data == 2 ? () : 'pg_no_space');
 
     $self->{impossible} = \@failed;
     $self->note('impossible', "@failed: nothing may be mounted here") if @failed;
@@ -248,7 +248,9 @@ sub pg_try
 {
     my ($self, $t) = @_;
 
-    $t->_spawn('pg', { user => 'postgres' }, $t->pg_bin . '/postgres', '-D', $t->path('pg'), '-k', $t->{pg_socket}) unless $t->alive('pg');
+    my @command = ($t->pg_bin . '/postgres', '-D', $t->path('pg'), '-k', $t->{pg_socket});
+
+    $t->_spawn('pg', { user => 'postgres' }, @command) unless $t->alive('pg');
     my ($code) = $t->run($t->pg_bin . '/pg_isready', '-q', '-h', $t->{pg_socket});
     return $code == 0;
 }
