@@ -841,11 +841,11 @@ sub kinds
 
 sub begin
 {
-    my ($h, $kind) = @_;
+    my ($h, $kind, $n) = @_;
     my ($code, @needs) = @{ $FAULTS{$kind} || die "there is no fault $kind\n" };
 
-    # What happens does not depend on how much chance was needed before.
-    srand $h->{seed} * 1000 + ++$h->{injected};
+    # What happens does not depend on how much chance was needed before, which time decides.
+    srand $h->{seed} * 1000 + (defined $n ? $n : ++$h->{injected});
     my $host = $h->{hosts}[rand 2];
     s/%h/$host->{name}/g for @needs;
     return 0 if grep { $h->{busy}{$_} } @needs;

@@ -9,7 +9,8 @@ package Affiliated::Hosts;
 #   $h->test            an Affiliated::Test for sign(), uuid_of(), ...; its PostgreSQL and Redis are the present ones
 #   $h->reader          ->($sql) gives the rows of the present primary, in an array reference;  $h->cli(@arguments)
 #   $h->kinds           names of all injections
-#   $h->inject($kind)   begins one, unless something that it must not meet is under way: true if it began
+#   $h->inject($kind, $n)   begins one, unless something that it must not meet is under way: true if it began; what chance
+#                       decides about it follows from the seed and $n, its number
 #   $h->work($seconds)  lets time pass: what was begun goes on and ends in here
 #   $h->heal            waits until what was begun has ended, then until everything is up, connected and in its place
 #   $h->clock_offset($host)      seconds that the clock of that host's nginx is ahead
@@ -434,8 +435,8 @@ sub later { my ($self, $seconds, $code) = @_; push @{ $self->{agenda} }, [time()
 
 sub inject
 {
-    my ($self, $kind) = @_;
-    return Affiliated::Faults::begin($self, $kind);
+    my ($self, $kind, $n) = @_;
+    return Affiliated::Faults::begin($self, $kind, $n);
 }
 
 sub work
