@@ -177,7 +177,7 @@ test:
 bench: all $(TOOLS)
 	perl -It/lib t/bench/run
 
-# libFuzzer's favour for rare features costs small targets half their time, and finds nothing more in them.
+# libFuzzer's favour for rare features costs small targets up to a third of their time, and covers no more of them.
 TARGETS ?= $(FUZZERS) nginx
 FUZZ     = -entropic=0 -print_final_stats=1 $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS))
 
