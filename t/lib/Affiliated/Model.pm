@@ -18,9 +18,12 @@ package Affiliated::Model;
 #                                    what becomes of an accepted event: applied, waiting, duplicate or dead
 #   $m->resolve($give_up)            conversions whose click has come count; with true, all that wait do, without a click
 #   $m->review(merchant, order_id, livemode, 'accept' | 'reject')
+#   $m->pay(merchant, affiliate, currency, livemode)      how much was payable: it is paid now
 #   $m->orders                       { "merchant/order/t or f" => facts and what follows }
 #   $m->accounts($now)               { "merchant/owner/id/kind/currency/t or f" => balance, those that are not zero }
-#   compare($m, $reader, $now)       every row that differs, as text; $reader->($sql) gives rows (array references)
+#   $m->touched                      the orders that an event named or the clock released since this was last asked
+#   compare($m, $orders, $accounts, $now, $keys)      every row that differs, as text: rows of $ORDERS and $ACCOUNTS, of all orders
+#                                    that the model knows or those in $keys; what the clock released is always among these
 #
 # Times are microseconds since 1970, spans microseconds, amounts minor units. A verdict is its number in affiliate.click.
 # Accounts are those after release_holds() has released all that is due at that time.
@@ -53,7 +56,7 @@ use Exporter 'import';
 use List::Util qw(max sum0);
 use Math::BigInt;
 
-our @EXPORT_OK = qw(compare half_even order_key);
+our @EXPORT_OK = qw($ACCOUNTS $ORDERS compare half_even order_key);
 
 my @VERDICT = (undef, undef, 'suspect_click', 'prefetch_click', 'preview_click', 'bot_click');
 my %IS_REVIEW = map { $_ => 1 } qw(duplicate_order suspect_click refund_currency missing_amount);
@@ -64,8 +67,8 @@ sub new
     my %terms;
 
     push @{ $terms{ $_->{campaign} } }, $_ for sort { $a->{valid_from} <=> $b->{valid_from} } @{ $o{terms} };
-    return bless { %o, terms => \%terms, click => {}, key => {}, order => {}, waiting => {}, due => {}, clock => 0, balance => {} },
-        $class;
+    return bless { %o, terms => \%terms, click => {}, key => {}, order => {}, waiting => {}, due => {}, clock => 0, balance => {},
+        touched => {}, counts => {} }, $class;
 }
 
 sub order_key { my ($merchant, $order, $livemode) = @_; return join '/', $merchant, $order, $livemode ? 't' : 'f' }
@@ -107,6 +110,7 @@ sub event
     my $call = join '/', $e->{merchant}, $e->{livemode} ? 't' : 'f', $e->{key};
     my $position = $e->{position} || 0;
 
+    $self->{touched}{ order_key(@$e{qw(merchant order_id livemode)}) } = 1;
     return 'dead' unless $self->{merchants}{ $e->{merchant} };
     my $known = $self->{key}{$call} ||= { body => $e->{body}, taken => {} };
     return 'dead' if $known->{body} ne $e->{body};
@@ -143,7 +147,10 @@ sub _take
         : $click->{livemode} != $c->{livemode} ? 'wrong_livemode'
         : undef;
     $c->{click} = $click unless $c->{problem};
-    push @{ $self->{order}{ $c->{order} }{events} }, $c;
+    my $events = $self->{order}{ $c->{order} }{events} ||= [];
+    $self->{counts}{"status: $c->{status}" . (defined $c->{refund} ? ', in part' : '')}++;
+    $self->{counts}{'came after a later one'}++ if grep { $_->{at} > $c->{at} } @$events;
+    push @$events, $c;
     $self->_decide($c->{order});
 }
 
@@ -316,6 +323,8 @@ sub _decide
     my $terms = $click && $self->_terms_at($click->{campaign}, $e->{clicked});
     my $problem = $self->_problem($f, $terms);
 
+    $self->{touched}{$key} = 1;
+    $self->{counts}{'other terms'}++ if $terms && defined $o->{terms} && $o->{terms} != $terms->{terms};
     $self->_book($o, -1);
     $o->{facts} = $f;
     $o->{problem} = $problem;
@@ -328,9 +337,24 @@ sub _decide
     my $due = $o->{outcome} eq 'accepted' && defined $f->{approved} && $o->{commission} + $o->{fee} > 0
         ? $f->{approved} + $terms->{hold} : undef;
     delete $self->{due}{$key};
-    $o->{payable} = defined $due && $due <= $self->{clock} ? 1 : 0;
+    my $payable = defined $due && $due <= $self->{clock} ? 1 : 0;
+    $self->{counts}{ $o->{outcome} eq 'accepted' && defined $due ? 'held again' : 'payable taken back' }++ if $o->{payable} && !$payable;
+    $o->{payable} = $payable;
     $self->{due}{$key} = $due if defined $due && !$o->{payable};
     $self->_book($o, 1);
+}
+
+# The affiliate gets what is payable, if that is something; gives how much.
+sub pay
+{
+    my ($self, $merchant, $affiliate, $currency, $livemode) = @_;
+    my ($head, $tail) = ("$merchant/affiliate/$affiliate", "$currency/" . ($livemode ? 't' : 'f'));
+    my $amount = $self->{balance}{"$head/payable/$tail"};
+
+    return 0 if ($amount // 0) <= 0;
+    $self->{balance}{"$head/payable/$tail"} = 0;
+    $self->{balance}{"$head/paid/$tail"} += $amount;
+    return $amount;
 }
 
 sub _book
@@ -355,8 +379,10 @@ sub _mature
     for my $key (grep { $self->{due}{$_} <= $now } keys %{ $self->{due} }) {
         my $o = $self->{order}{$key};
         delete $self->{due}{$key};
+        $self->{touched}{$key} = 1;
         $self->_book($o, -1);
         $o->{payable} = 1;
+        $self->{counts}{'hold ended'}++;
         $self->_book($o, 1);
     }
 }
@@ -364,6 +390,15 @@ sub _mature
 # --- what PostgreSQL must hold -------------------------------------------------------------------------------------------
 
 sub orders { return $_[0]{order} }
+
+sub touched
+{
+    my $self = shift;
+    my @keys = sort keys %{ $self->{touched} };
+
+    $self->{touched} = {};
+    return @keys;
+}
 
 sub accounts
 {
@@ -377,7 +412,7 @@ sub accounts
 my @COLUMNS = qw(outcome problem amount currency refunded reported approved cancelled returned click_id affiliate terms
     commission fee payable);
 
-my $ORDERS = <<'END';
+our $ORDERS = <<'END';
 select concat_ws('/', o.merchant_id, o.order_id, left(o.livemode::text, 1)), o.outcome, o.problem, o.amount_minor, o.currency,
        o.refunded_minor, (extract(epoch from o.reported_at) * 1000000)::bigint, (extract(epoch from o.approved_at) * 1000000)::bigint,
        (extract(epoch from o.cancelled_at) * 1000000)::bigint, (extract(epoch from o.returned_at) * 1000000)::bigint,
@@ -388,7 +423,7 @@ select concat_ws('/', o.merchant_id, o.order_id, left(o.livemode::text, 1)), o.o
   from affiliate.order_fact o
 END
 
-my $ACCOUNTS = <<'END';
+our $ACCOUNTS = <<'END';
 select concat_ws('/', merchant_id, owner, owner_id, kind, currency, left(livemode::text, 1)), credits_minor - debits_minor
   from affiliate.account
  where credits_minor <> debits_minor
@@ -403,35 +438,38 @@ sub _row
         $f->{first}{click_id}, @$o{qw(affiliate terms commission fee payable)}];
 }
 
-# $only->{from} restricts the orders that are read (what follows "from order_fact o"), $only->{keys} names them.
 sub compare
 {
-    my ($m, $reader, $now, $only) = @_;
+    my ($m, $orders, $accounts, $now, $keys) = @_;
+    my $wanted = $m->accounts($now);
+    my %expected = map { $_ => 1 } $keys ? (@$keys, $m->touched) : keys %{ $m->{order} };
     my @differences;
-    my $accounts = $m->accounts($now);
-    my %expected = map { $_ => 1 } $only ? @{ $only->{keys} } : keys %{ $m->{order} };
 
-    for my $row (@{ $reader->($ORDERS . ($only ? $only->{from} : '')) }) {
+    for my $row (@$orders) {
         my ($key, @got) = @$row;
-        delete $expected{$key};
         my $o = $m->{order}{$key};
-        if (!$o) {
-            push @differences, "order $key: is there, and should not be";
-            next;
-        }
-        my $want = _row($o);
-        my @wrong = grep { ($got[$_] // '') ne ($want->[$_] // '') } 0 .. $#COLUMNS;
-        push @differences, "order $key: " . join ', ', map { "$COLUMNS[$_] is " . ($got[$_] // 'null') . ', should be '
-            . ($want->[$_] // 'null') } @wrong if @wrong;
+        push @differences, !$o ? "order $key: is there, and should not be" : _order_differs($key, $o, \@got);
+        push @differences, "order $key: is there twice, or was not touched" unless delete $expected{$key};
     }
-    push @differences, "order $_: is missing" for grep { $m->{order}{$_} } sort keys %expected;
+    push @differences, "order $_: is missing, or was not released" for grep { $m->{order}{$_} } sort keys %expected;
 
-    my %got = map { @$_ } @{ $reader->($ACCOUNTS) };
-    for my $key (sort keys %{ { %got, %$accounts } }) {
-        my ($is, $should) = ($got{$key} // 0, $accounts->{$key} // 0);
-        push @differences, "account $key: balance is $is, should be $should" if $is != $should;
+    $m->{counts}{'payable below zero, after a step'} += grep { m{/payable/} && $wanted->{$_} < 0 } keys %$wanted;
+    my %got = map { @$_ } @$accounts;
+    for my $key (sort keys %{ { %got, %$wanted } }) {
+        my ($is, $should) = ($got{$key} // 0, $wanted->{$key} // 0);
+        push @differences, "account $key: balance is $is, should be $should" if $is ne $should;
     }
     return @differences;
+}
+
+sub _order_differs
+{
+    my ($key, $o, $got) = @_;
+    my $want = _row($o);
+    my @wrong = grep { ($got->[$_] // '') ne ($want->[$_] // '') } 0 .. $#COLUMNS;
+
+    return @wrong ? "order $key: " . join ', ', map { "$COLUMNS[$_] is " . ($got->[$_] // 'null') . ', should be '
+        . ($want->[$_] // 'null') } @wrong : ();
 }
 
 1;
