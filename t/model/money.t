@@ -24,7 +24,7 @@ for my $seed (map { $t->{seed} + $_ } 1 .. $HISTORIES) {
 
 # A machine that can't see a difference shows nothing: here it has to see three.
 {
-    my $h = Affiliated::History->new(test => $t, seed => $t->{seed}, base => $base);
+    my $h = Affiliated::History->new(test => $t, seed => $t->{seed}, base => $base, again => 1);
     my @lines = $h->generate(200);
     my %made = (
         'a fee of another rate' => sub { $_->{fee_basis_points} += 100 for @{ $h->{terms} } },

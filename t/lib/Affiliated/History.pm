@@ -4,6 +4,7 @@ package Affiliated::History;
 # books is shrunk to its shortest form.
 #
 #   my $h = Affiliated::History->new(test => $t, seed => n, base => microseconds);
+#                                            again => 1 keeps the world, which makes each run after the first one quicker
 #   my @lines = $h->generate($events);       the history, as text
 #   my @differences = $h->run(\@lines);      () if PostgreSQL and the model agree after every batch
 #   my $shortest = $h->shrink(\@lines, \@differences);      also differs

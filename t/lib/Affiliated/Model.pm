@@ -53,7 +53,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
-use List::Util qw(max sum0);
+use List::Util qw(max);
 use Math::BigInt;
 
 our @EXPORT_OK = qw($ACCOUNTS $ORDERS compare half_even order_key);
@@ -179,6 +179,9 @@ sub review
 
 # --- what it means -----------------------------------------------------------------------------------------------------
 
+# Of amounts. List::Util's would add text as floats, exact to 2^53 only.
+sub _sum { my $sum = 0; $sum += $_->{amount} for @_; return $sum }
+
 sub facts
 {
     my ($events, $decision) = @_;
@@ -203,7 +206,7 @@ sub facts
     }
     my @other = grep { defined $f{currency} && $_->{currency} ne $f{currency} } values %refund;
     $f{refund_currency} = @other ? 1 : 0;
-    $f{refunded} = sum0(map { $_->{amount} } values %refund) - sum0(map { $_->{amount} } @other);
+    $f{refunded} = _sum(values %refund) - _sum(@other);
     return \%f;
 }
 
@@ -251,7 +254,7 @@ sub _items
 {
     my ($f, $t) = @_;
     my ($by_rate, $flat, $lines, $campaigns) = (0, 0, 0, 0);    # in 1/10000, then in minor units
-    my $falls = $f->{amount} > sum0 map { $_->{amount} } @{ $f->{items} };    # some part to the campaign's rate
+    my $falls = $f->{amount} > _sum(@{ $f->{items} });    # some part to the campaign's rate
 
     for my $item (@{ $f->{items} }) {
         my $own = (defined $item->{sku} && $t->{products}{sku}{ $item->{sku} })
