@@ -4,7 +4,7 @@
 # make asan         both once more under AddressSanitizer and UBSan, with fault points, into build/asan/
 # make lint format  clang-format, clang-tidy, cppcheck, shellcheck
 # make fuzz SECONDS=60    each fuzz target that long, or RUNS= times, then raw requests to nginx; TARGETS=, SEED= as printed
-# make model SEED= EVENTS=1000000    random histories of orders beside a model of the money; HISTORY=50000 each
+# make model SEED= EVENTS=1000000    random histories of orders beside a model of the money; HISTORY=20000 each
 # make soak MINUTES=30 RATE=1000 SEED=    constant load with reloads: what everything takes, and which of it grows
 # make faults SEED= RUNS=10 SECONDS=15 JOBS=2    traffic, random faults, and an auditor that compares: t/fault/run
 # make install DESTDIR= PREFIX=/usr/local
