@@ -3,15 +3,31 @@
  * Whether a call was accepted before: asked of the shared zone, and of Redis
  * where the zone does not know it (another host may have accepted it, or this
  * one before its zone was made).  Best effort; PostgreSQL decides in the end.
+ *
+ * In Redis, the value of aff:idem:<key id>:<hex of the Idempotency-Key's hash>
+ * is the hex of the body's hash, and that of a MAC (SipHash-2-4 under label
+ * "recall", little-endian) over name and body: who can write there and has no
+ * master key can't have a call answered that was never taken.  A value with
+ * another MAC is as none.
  */
+
+#include <openssl/crypto.h>
 
 #include "ngx_http_affiliate_call.h"
 
+#include "../protocol/bytes.h"
 #include "../protocol/signature.h"
+#include "../protocol/siphash.h"
 
 
 #define NGX_HTTP_AFFILIATE_RECALL_PREFIX  "aff:idem:"
 #define NGX_HTTP_AFFILIATE_RECALL_HEX     (NGX_HTTP_AFFILIATE_REPLAY_BYTES * 2)
+#define NGX_HTTP_AFFILIATE_RECALL_MAC     8
+#define NGX_HTTP_AFFILIATE_RECALL_LEN                                         \
+    (NGX_HTTP_AFFILIATE_RECALL_HEX + 2 * NGX_HTTP_AFFILIATE_RECALL_MAC)
+#define NGX_HTTP_AFFILIATE_RECALL_NAME                                        \
+    (sizeof(NGX_HTTP_AFFILIATE_RECALL_PREFIX) + AFF_API_KEY_ID_MAX            \
+     + NGX_HTTP_AFFILIATE_RECALL_HEX)
 
 
 /*
@@ -23,7 +39,7 @@ struct ngx_http_affiliate_recall_s {
     ngx_event_t                 event;
     unsigned                    answered:1;
     unsigned                    known:1;
-    u_char                      body[NGX_HTTP_AFFILIATE_RECALL_HEX];
+    u_char                      value[NGX_HTTP_AFFILIATE_RECALL_LEN];
 };
 
 
@@ -34,6 +50,10 @@ static void ngx_http_affiliate_recall_answered(ngx_event_t *ev);
 static void ngx_http_affiliate_recall_stored(void *data, redisReply *reply);
 static size_t ngx_http_affiliate_recall_name(ngx_http_affiliate_call_t *call,
     u_char *name);
+static ngx_uint_t ngx_http_affiliate_recall_sealed(
+    ngx_http_affiliate_call_t *call, const u_char *value);
+static void ngx_http_affiliate_recall_seal(ngx_http_affiliate_call_t *call,
+    struct aff_master_key *key, const u_char *body, char *hex);
 
 
 ngx_int_t
@@ -64,9 +84,7 @@ ngx_http_affiliate_recall(ngx_http_affiliate_call_t *call,
 static ngx_int_t
 ngx_http_affiliate_recall_ask(ngx_http_affiliate_call_t *call)
 {
-    u_char                        name[sizeof(NGX_HTTP_AFFILIATE_RECALL_PREFIX)
-                                       + AFF_API_KEY_ID_MAX
-                                       + NGX_HTTP_AFFILIATE_RECALL_HEX];
+    u_char                        name[NGX_HTTP_AFFILIATE_RECALL_NAME];
     size_t                        argvlen[2];
     const char                   *argv[2];
     ngx_http_affiliate_recall_t  *recall;
@@ -131,10 +149,10 @@ ngx_http_affiliate_recall_reply(void *data, redisReply *reply)
     recall->answered = 1;
 
     if (reply && reply->type == REDIS_REPLY_STRING
-        && reply->len == NGX_HTTP_AFFILIATE_RECALL_HEX)
+        && reply->len == NGX_HTTP_AFFILIATE_RECALL_LEN)
     {
         recall->known = 1;
-        ngx_memcpy(recall->body, reply->str, NGX_HTTP_AFFILIATE_RECALL_HEX);
+        ngx_memcpy(recall->value, reply->str, NGX_HTTP_AFFILIATE_RECALL_LEN);
     }
 
     ngx_post_event(&recall->event, &ngx_posted_events);
@@ -151,10 +169,11 @@ ngx_http_affiliate_recall_answered(ngx_event_t *ev)
     recall = ev->data;
     call = recall->call;
 
-    if (recall->known) {
+    if (recall->known && ngx_http_affiliate_recall_sealed(call, recall->value))
+    {
         aff_hex(call->body_hash, NGX_HTTP_AFFILIATE_REPLAY_BYTES, hex);
 
-        call->recalled = ngx_memcmp(hex, recall->body, sizeof(hex)) == 0
+        call->recalled = ngx_memcmp(hex, recall->value, sizeof(hex)) == 0
                          ? NGX_OK : NGX_ABORT;
     }
 
@@ -194,9 +213,8 @@ ngx_http_affiliate_recall_forget(ngx_http_affiliate_call_t *call)
 void
 ngx_http_affiliate_recall_add(ngx_http_affiliate_call_t *call)
 {
-    char         hex[NGX_HTTP_AFFILIATE_RECALL_HEX];
-    u_char       name[sizeof(NGX_HTTP_AFFILIATE_RECALL_PREFIX)
-                      + AFF_API_KEY_ID_MAX + NGX_HTTP_AFFILIATE_RECALL_HEX];
+    char         value[NGX_HTTP_AFFILIATE_RECALL_LEN];
+    u_char       name[NGX_HTTP_AFFILIATE_RECALL_NAME];
     u_char       valid[NGX_INT_T_LEN];
     size_t       argvlen[5];
     const char  *argv[5];
@@ -210,14 +228,17 @@ ngx_http_affiliate_recall_add(ngx_http_affiliate_call_t *call)
         return;
     }
 
-    aff_hex(call->body_hash, NGX_HTTP_AFFILIATE_REPLAY_BYTES, hex);
+    aff_hex(call->body_hash, NGX_HTTP_AFFILIATE_REPLAY_BYTES, value);
+    ngx_http_affiliate_recall_seal(call, &call->amcf->keyring->keys[0],
+                                   (u_char *) value,
+                                   value + NGX_HTTP_AFFILIATE_RECALL_HEX);
 
     argv[0] = "SET";
     argvlen[0] = sizeof("SET") - 1;
     argv[1] = (char *) name;
     argvlen[1] = ngx_http_affiliate_recall_name(call, name);
-    argv[2] = hex;
-    argvlen[2] = sizeof(hex);
+    argv[2] = value;
+    argvlen[2] = sizeof(value);
     argv[3] = "EX";
     argvlen[3] = sizeof("EX") - 1;
     argv[4] = (char *) valid;
@@ -256,4 +277,47 @@ ngx_http_affiliate_recall_name(ngx_http_affiliate_call_t *call, u_char *name)
     aff_hex(call->key_hash, NGX_HTTP_AFFILIATE_REPLAY_BYTES, (char *) p);
 
     return p + NGX_HTTP_AFFILIATE_RECALL_HEX - name;
+}
+
+
+/* Whether some key of the ring made the value's MAC, for this name. */
+
+static ngx_uint_t
+ngx_http_affiliate_recall_sealed(ngx_http_affiliate_call_t *call,
+    const u_char *value)
+{
+    char                 hex[2 * NGX_HTTP_AFFILIATE_RECALL_MAC];
+    ngx_uint_t           i;
+    struct aff_keyring  *ring;
+
+    ring = call->amcf->keyring;
+
+    for (i = 0; i < ring->count; i++) {
+        ngx_http_affiliate_recall_seal(call, &ring->keys[i], value, hex);
+
+        if (CRYPTO_memcmp(hex, value + NGX_HTTP_AFFILIATE_RECALL_HEX,
+                          sizeof(hex))
+            == 0)
+        {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+static void
+ngx_http_affiliate_recall_seal(ngx_http_affiliate_call_t *call,
+    struct aff_master_key *key, const u_char *body, char *hex)
+{
+    u_char              name[NGX_HTTP_AFFILIATE_RECALL_NAME];
+    u_char              mac[NGX_HTTP_AFFILIATE_RECALL_MAC];
+    struct aff_siphash  hash;
+
+    aff_siphash_init(&hash, key->recall);
+    aff_siphash_update(&hash, name, ngx_http_affiliate_recall_name(call, name));
+    aff_siphash_update(&hash, body, NGX_HTTP_AFFILIATE_RECALL_HEX);
+    aff_store_le64(mac, aff_siphash_final(&hash));
+    aff_hex(mac, sizeof(mac), hex);
 }

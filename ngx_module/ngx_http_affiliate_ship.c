@@ -3,16 +3,19 @@
  * From the spool to Redis.
  *
  * A batch is WAITING, then SENDING (XADD is on its way), then SENT (Redis told
- * its id), then ACKED (the daemon has set its bit after PostgreSQL committed
- * it).  Bits are read, not pushed: one GETRANGE brings a segment's bitmap, at
- * intervals that grow while nothing happens.  A batch that is SENT for long is
+ * its id), then ACKED (the daemon has put its seal there after PostgreSQL
+ * committed it).  Seals are read, not pushed: one GETRANGE brings those of a
+ * segment from its oldest batch without one on, at intervals that grow while
+ * nothing happens.  What is no seal of the batch's own name is as none, so
+ * that nobody without a master key can make the spool forget anything.  A
+ * batch that is SENT for long is
  * looked up in its stream: as long as it is there the daemon is merely behind;
  * if it is not, Redis lost it, and it is WAITING again.  What Redis holds is
  * compared by what names it in its header, without the MAC, so that the frames
  * need not be read again, and a new master key changes nothing.
  *
- * An adopted segment's ids are not known: its bitmap is read first, and what
- * has no bit is sent.
+ * An adopted segment's ids are not known: its seals are read first, and what
+ * has none is sent.
  */
 
 #include <ngx_config.h>
@@ -21,6 +24,7 @@
 
 #include "ngx_http_affiliate_ship.h"
 #include "ngx_http_affiliate_status.h"
+#include "../protocol/bytes.h"
 #include "../protocol/fault.h"
 
 
@@ -117,7 +121,9 @@ static ngx_int_t ngx_http_affiliate_ship_poll(
 static void ngx_http_affiliate_ship_polled(void *data, redisReply *reply);
 static ngx_uint_t ngx_http_affiliate_ship_acked(
     ngx_http_affiliate_source_t *source, ngx_http_affiliate_segment_t *seg,
-    const u_char *bits, size_t len);
+    ngx_uint_t first, const u_char *seals, size_t len);
+static void ngx_http_affiliate_ship_forged(ngx_http_affiliate_segment_t *seg,
+    ngx_uint_t n);
 static void ngx_http_affiliate_ship_verify(ngx_http_affiliate_source_t *source,
     ngx_http_affiliate_segment_t *seg);
 static void ngx_http_affiliate_ship_verified(void *data, redisReply *reply);
@@ -876,6 +882,7 @@ ngx_http_affiliate_ship_poll(ngx_http_affiliate_source_t *source,
     ngx_http_affiliate_segment_t *seg)
 {
     u_char                      key[NGX_HTTP_AFFILIATE_SHIP_KEY_LEN];
+    u_char                      range[2][NGX_INT_T_LEN];
     size_t                      argvlen[4];
     const char                 *argv[4];
     ngx_http_affiliate_call_t  *call;
@@ -889,10 +896,16 @@ ngx_http_affiliate_ship_poll(ngx_http_affiliate_source_t *source,
     argvlen[0] = sizeof("GETRANGE") - 1;
     argv[1] = (char *) key;
     argvlen[1] = ngx_http_affiliate_ship_ack_key(seg, key);
-    argv[2] = "0";
-    argvlen[2] = 1;
-    argv[3] = "-1";
-    argvlen[3] = 2;
+    argv[2] = (char *) range[0];
+    argvlen[2] = ngx_sprintf(range[0], "%ui", seg->oldest * AFF_ACK_BYTES)
+                 - range[0];
+    argv[3] = (char *) range[1];
+    argvlen[3] = ngx_sprintf(range[1], "%ui",
+                             (seg->nbatches + 1) * AFF_ACK_BYTES - 1)
+                 - range[1];
+
+    call->n = 1;
+    call->batches[0] = (uint32_t) seg->oldest;
 
     if (ngx_http_affiliate_redis_command(ngx_http_affiliate_ship->redis,
                                          ngx_http_affiliate_ship_polled, call,
@@ -913,7 +926,7 @@ ngx_http_affiliate_ship_poll(ngx_http_affiliate_source_t *source,
 static void
 ngx_http_affiliate_ship_polled(void *data, redisReply *reply)
 {
-    ngx_uint_t                     n;
+    ngx_uint_t                     n, first;
     ngx_http_affiliate_ship_t     *ship;
     ngx_http_affiliate_call_t     *call;
     ngx_http_affiliate_source_t   *source;
@@ -922,6 +935,7 @@ ngx_http_affiliate_ship_polled(void *data, redisReply *reply)
     call = data;
     source = call->source;
     seg = call->segment;
+    first = call->batches[0];
     ngx_free(call);
 
     ship = ngx_http_affiliate_ship;
@@ -946,8 +960,8 @@ ngx_http_affiliate_ship_polled(void *data, redisReply *reply)
     n = 0;
 
     if (reply->type == REDIS_REPLY_STRING && reply->str != NULL) {
-        n = ngx_http_affiliate_ship_acked(source, seg, (u_char *) reply->str,
-                                          reply->len);
+        n = ngx_http_affiliate_ship_acked(source, seg, first,
+                                          (u_char *) reply->str, reply->len);
     }
 
     if (!seg->polled) {
@@ -971,24 +985,36 @@ ngx_http_affiliate_ship_polled(void *data, redisReply *reply)
 }
 
 
-/* Redis counts bits from the left of each byte.  How many were new. */
+/* Seals of the batches from "first" on.  How many were new. */
 
 static ngx_uint_t
 ngx_http_affiliate_ship_acked(ngx_http_affiliate_source_t *source,
-    ngx_http_affiliate_segment_t *seg, const u_char *bits, size_t len)
+    ngx_http_affiliate_segment_t *seg, ngx_uint_t first, const u_char *seals,
+    size_t len)
 {
-    ngx_uint_t                   i, n;
+    uint64_t                     seal;
+    ngx_uint_t                   i, n, end;
+    struct aff_batch             name;
     ngx_http_affiliate_batch_t  *batch;
 
     n = 0;
+    end = ngx_min(seg->nbatches, first + len / AFF_ACK_BYTES);
 
-    for (i = seg->oldest; i < seg->nbatches && i / 8 < len; i++) {
+    for (i = first; i < end; i++) {
 
         batch = &seg->batches[i];
+        seal = aff_load_le64(seals + (i - first) * AFF_ACK_BYTES);
 
-        if (batch->state == NGX_HTTP_AFFILIATE_BATCH_ACKED
-            || (bits[i / 8] & (0x80 >> (i % 8))) == 0)
+        if (batch->state == NGX_HTTP_AFFILIATE_BATCH_ACKED || seal == 0) {
+            continue;
+        }
+
+        ngx_http_affiliate_ship_header(seg, i, &name);
+
+        if (!aff_ack_valid(&name, ngx_http_affiliate_ship->spool->keyring,
+                           seal))
         {
+            ngx_http_affiliate_ship_forged(seg, i);
             continue;
         }
 
@@ -1010,6 +1036,25 @@ ngx_http_affiliate_ship_acked(ngx_http_affiliate_source_t *source,
     }
 
     return n;
+}
+
+
+/* Once a segment: the rest is likely the same. */
+
+static void
+ngx_http_affiliate_ship_forged(ngx_http_affiliate_segment_t *seg, ngx_uint_t n)
+{
+    if (seg->forged) {
+        return;
+    }
+
+    seg->forged = 1;
+
+    ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
+                  "affiliate ship: the acknowledgement of batch %ui in Redis' "
+                  "\"aff:acked:%016xL:%uL\" was not made with a known key, "
+                  "the batch stays in the spool",
+                  n, seg->spool_id, seg->number);
 }
 
 
@@ -1270,7 +1315,7 @@ ngx_http_affiliate_ship_call(ngx_http_affiliate_source_t *source,
 }
 
 
-/* Something may have happened to the segment: its bitmap is asked for soon. */
+/* Something may have happened to the segment: its seals are asked for soon. */
 
 static void
 ngx_http_affiliate_ship_ask(ngx_http_affiliate_ship_t *ship,
@@ -1295,7 +1340,7 @@ ngx_http_affiliate_ship_ask(ngx_http_affiliate_ship_t *ship,
 static size_t
 ngx_http_affiliate_ship_ack_key(ngx_http_affiliate_segment_t *seg, u_char *key)
 {
-    return ngx_sprintf(key, "aff:ack:%016xL:%uL", seg->spool_id, seg->number)
+    return ngx_sprintf(key, "aff:acked:%016xL:%uL", seg->spool_id, seg->number)
            - key;
 }
 

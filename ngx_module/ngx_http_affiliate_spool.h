@@ -176,6 +176,7 @@ typedef struct {
     unsigned                         polling:1;
     unsigned                         verifying:1;
     unsigned                         polled:1; /* since it was adopted */
+    unsigned                         forged:1; /* a seal, as was logged */
 } ngx_http_affiliate_segment_t;
 
 

@@ -1,4 +1,5 @@
-/* Batch headers: writing, reading, and the MAC over both header and frames. */
+/* Batch headers: writing, reading, and the MAC over both header and frames; seals of what is
+ * committed. */
 
 #include "batch.h"
 
@@ -63,6 +64,8 @@ aff_batch_read(struct aff_slice data, const struct aff_keyring *ring, struct aff
         return AFF_BATCH_MALFORMED;
     }
 
+    batch->key = 0;
+
     if (ring == NULL) {
         return AFF_BATCH_OK;
     }
@@ -72,9 +75,38 @@ aff_batch_read(struct aff_slice data, const struct aff_keyring *ring, struct aff
     for (unsigned i = 0; i < ring->count; i++) {
         /* Two words: equal or not in one comparison, so there is no byte to time. */
         if (batch_mac(ring->keys[i].batch, p, batch->payload) == mac) {
+            batch->key = (uint8_t) i;
             return AFF_BATCH_OK;
         }
     }
 
     return AFF_BATCH_FORGED;
+}
+
+uint64_t
+aff_ack_seal(const struct aff_batch *batch, const struct aff_keyring *ring, unsigned key)
+{
+    uint8_t name[24];
+    uint64_t mac;
+
+    aff_store_le32(name, batch->channel);
+    aff_store_le32(name + 4, batch->sequence);
+    aff_store_le64(name + 8, batch->spool_id);
+    aff_store_le64(name + 16, batch->segment);
+    mac = aff_siphash(ring->keys[key].ack, name, sizeof(name));
+
+    /* A string in Redis is zeros where nothing was written. */
+    return mac != 0 ? mac : 1;
+}
+
+bool
+aff_ack_valid(const struct aff_batch *batch, const struct aff_keyring *ring, uint64_t seal)
+{
+    for (unsigned i = 0; i < ring->count; i++) {
+        if (aff_ack_seal(batch, ring, i) == seal) {
+            return true;
+        }
+    }
+
+    return false;
 }

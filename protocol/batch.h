@@ -17,6 +17,10 @@
  * (spool id, segment, sequence) names a batch for ever: whoever sends it again sends the same
  * records, because the spool marks where a batch ends (AFF_FRAME_BOUNDARY) before the batch is
  * sent. The MAC keeps whoever can write into Redis from making clicks or orders.
+ *
+ * That PostgreSQL has committed a batch is told by its seal: a u64, little-endian, at 8 * sequence in
+ * the string aff:acked:<spool id, 16 hex digits>:<segment>; none is zeros. A batch that has no seal of
+ * its own name stays in the spool.
  */
 
 #ifndef AFF_BATCH_H
@@ -41,6 +45,7 @@ struct aff_batch {
     uint64_t segment;
     uint32_t sequence;
     uint32_t records;
+    uint8_t key;              /* of the ring, that made its MAC; set by reading */
     struct aff_slice payload; /* frames */
 };
 
@@ -53,6 +58,17 @@ enum aff_batch_result {
 /* Writes the header for batch->payload (which follows it on the wire), under the current key. */
 void aff_batch_header(const struct aff_batch *batch, const struct aff_keyring *ring,
     uint8_t header[AFF_BATCH_HEADER_BYTES]);
+
+#define AFF_ACK_BYTES 8
+
+/*
+ * The seal of a batch (channel, spool id, segment, sequence count) by the ring's key `key`, never 0.
+ * The key is to be the batch's own: whoever sent it has that one, also while keys are being rotated.
+ */
+uint64_t aff_ack_seal(const struct aff_batch *batch, const struct aff_keyring *ring, unsigned key);
+
+/* Whether some key of the ring made this seal for this batch. */
+bool aff_ack_valid(const struct aff_batch *batch, const struct aff_keyring *ring, uint64_t seal);
 
 /*
  * Reads and verifies a whole stream entry. A ring of NULL skips the MAC (a dump without the key).

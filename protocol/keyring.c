@@ -55,7 +55,9 @@ derive(struct aff_master_key *key)
     return aff_hkdf(key->master, aff_slice_of("click_id"), key->click_id, sizeof(key->click_id)) &&
            aff_hkdf(
                key->master, aff_slice_of("projection"), key->projection, sizeof(key->projection)) &&
-           aff_hkdf(key->master, aff_slice_of("batch"), key->batch, sizeof(key->batch));
+           aff_hkdf(key->master, aff_slice_of("batch"), key->batch, sizeof(key->batch)) &&
+           aff_hkdf(key->master, aff_slice_of("ack"), key->ack, sizeof(key->ack)) &&
+           aff_hkdf(key->master, aff_slice_of("recall"), key->recall, sizeof(key->recall));
 }
 
 /* Adds the key of one line. Returns NULL, or the rule that the line breaks. */

@@ -22,6 +22,8 @@ struct aff_master_key {
     uint8_t click_id[AFF_MAC_KEY_BYTES];   /* label "click_id" */
     uint8_t projection[AFF_MAC_KEY_BYTES]; /* label "projection": link and key records in Redis */
     uint8_t batch[AFF_MAC_KEY_BYTES];      /* label "batch": batches on their way to PostgreSQL */
+    uint8_t ack[AFF_MAC_KEY_BYTES];        /* label "ack": that PostgreSQL has a batch */
+    uint8_t recall[AFF_MAC_KEY_BYTES];     /* label "recall": calls that were accepted, in Redis */
 };
 
 /* No pointers inside: copy it as a value. Wipe with aff_keyring_wipe() before its memory is given

@@ -5,18 +5,19 @@
  * those first.
  *
  * Verify: MAC, lengths. What no key of ours made goes to a dead letter as a whole and is
- * acknowledged, but gets no bit: its name proves nothing, and a real batch of that name must not
+ * acknowledged, but gets no seal: its name proves nothing, and a real batch of that name must not
  * count as stored.
  *
  * Apply: BEGIN; inbox rows; COPY; dead letters; COMMIT. The inbox row and the effect commit
  * together or not at all. Killed before: pending entries come again and nothing has happened.
  * Killed after, or COMMIT's outcome unknown: they come again and the inbox knows them.
  *
- * Settle: SETBIT for the producer, then XACK, in one pipeline. Killed in between: the entry is
- * pending still, is found in the inbox, and both are done again. SETBIT comes first, so that a
- * Redis that loses the end of its log never has an acknowledged entry without its bit.
+ * Settle: SETRANGE of the seal for the producer, then XACK, in one pipeline. Killed in between: the
+ * entry is pending still, is found in the inbox, and both are done again. The seal comes first, so
+ * that a Redis that loses the end of its log never has an acknowledged entry without it. It is made
+ * with the master key that made the batch, which the producer has for certain.
  *
- * Redis lost: the group is made anew from id 0; producers send again what has no bit; the inbox
+ * Redis lost: the group is made anew from id 0; producers send again what has no seal; the inbox
  * absorbs repeats. PostgreSQL failed over and lost commits that were acknowledged: the identity
  * (system and timeline) that is kept in Redis differs, and the replay window of the stream goes
  * through the inbox again before anything else. Trimming therefore drops only what is acknowledged
@@ -35,6 +36,8 @@
  */
 
 #include "worker/stream.h"
+
+#include "protocol/bytes.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
@@ -823,16 +826,18 @@ stream_append_acks(struct stream *stream, const struct load *load)
 
     for (size_t i = 0; i < load->count; i++) {
         const struct entry *entry = &load->entries[i];
+        uint8_t seal[AFF_ACK_BYTES];
         char key[64];
 
         if (entry->state != ENTRY_ACCEPTED && entry->state != ENTRY_REPEATED) {
             continue;
         }
 
-        snprintf(key, sizeof(key), "aff:ack:%016llx:%llu",
+        aff_store_le64(seal, aff_ack_seal(&entry->batch, &stream->ring, entry->batch.key));
+        snprintf(key, sizeof(key), "aff:acked:%016llx:%llu",
             (unsigned long long) entry->batch.spool_id, (unsigned long long) entry->batch.segment);
-        if (!redis_append(
-                &stream->redis, "SETBIT %s %lu 1", key, (unsigned long) entry->batch.sequence)) {
+        if (!redis_append(&stream->redis, "SETRANGE %s %llu %b", key,
+                (unsigned long long) entry->batch.sequence * AFF_ACK_BYTES, seal, sizeof(seal))) {
             return false;
         }
 
@@ -877,7 +882,7 @@ stream_settle(struct stream *stream, struct load *load)
 {
     bool ok = stream_append_acks(stream, load);
 
-    /* In a build with fault points the bits travel alone, so that there is a step between. */
+    /* In a build with fault points the seals travel alone, so that there is a step between. */
     ok = ok && (!AFF_FAULTS || redis_collect(&stream->redis)) && !AFF_FAULT("stream.acknowledged");
 
     for (unsigned i = 0; ok && i < stream->streams; i++) {

@@ -477,9 +477,10 @@ main(int argc, char **argv)
     produce(&p);
     printf("{\"records\":%llu,\"batches\":%llu,\"bytes\":%llu,\"spool\":\"%016llx\",\"first_"
            "segment\":%llu,"
-           "\"last_segment\":%llu,\"start_ms\":%llu}\n",
+           "\"channel\":\"%s\",\"last_segment\":%llu,\"start_ms\":%llu}\n",
         (unsigned long long) p.made, (unsigned long long) p.batches, (unsigned long long) p.bytes,
         (unsigned long long) o.spool, (unsigned long long) o.segment,
+        o.conversions ? "conversions" : "clicks",
         (unsigned long long) (p.sequence == 0 && p.segment > o.segment ? p.segment - 1 : p.segment),
         (unsigned long long) o.start_ms);
 

@@ -4,6 +4,7 @@
 
 use lib 't/lib';
 use Affiliated::Test;
+use Affiliated::Daemon ();
 
 use Digest::SHA ();
 use JSON::PP ();
@@ -195,8 +196,9 @@ my $name = "aff:idem:$key->{id}:" . substr Digest::SHA::sha256_hex('again'), 0, 
 $t->wait_until('Redis remembers', sub { $t->redis('GET', $name) });
 cmp_ok($t->redis('TTL', $name), '>', 86000, 'for a day');
 my $body = JSON::PP::encode_json(event());
-$t->redis('SET', "aff:idem:$key->{id}:" . substr(Digest::SHA::sha256_hex('elsewhere'), 0, 32),
-    substr Digest::SHA::sha256_hex($body), 0, 32);
+my $hash = substr Digest::SHA::sha256_hex($body), 0, 32;
+$name = "aff:idem:$key->{id}:" . substr Digest::SHA::sha256_hex('elsewhere'), 0, 32;
+$t->redis('SET', $name, $hash . unpack 'H16', pack 'Q<', Affiliated::Daemon::mac($t, 'recall', $name . $hash));
 is($t->call($key, $body, idempotency_key => 'elsewhere')->{status}, 200, 'accepted by another nginx');
 refused($t->call($key, event(), idempotency_key => 'elsewhere'), 422, 'idempotency_key_reused', 'by another nginx');
 

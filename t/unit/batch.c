@@ -165,6 +165,40 @@ sizes(void **state)
     }
 }
 
+/* A seal is of one batch alone, and whoever rotates keys first does not matter. */
+static void
+seals(void **state)
+{
+    struct aff_keyring before = ring_before(&ring);
+    struct aff_batch batch, other;
+    uint8_t name[24] = "\x02\0\0\0\x05\0\0\0\x88\x77\x66\x55\x44\x33\x22\x11\x09";
+    uint64_t seal;
+
+    (void) state;
+    make_entry(&before);
+    assert_int_equal(aff_batch_read(aff_slice(entry, sizeof(entry)), &ring, &batch), AFF_BATCH_OK);
+    assert_int_equal(batch.key, 1);
+
+    seal = aff_ack_seal(&batch, &ring, batch.key);
+    assert_true(seal == aff_siphash(before.keys[0].ack, name, sizeof(name)));
+    assert_true(aff_ack_valid(&batch, &before, seal));
+    assert_true(aff_ack_valid(&batch, &ring, seal));
+    assert_false(aff_ack_valid(&batch, &before, aff_ack_seal(&batch, &ring, 0)));
+    assert_false(aff_ack_valid(&batch, &ring, 0));
+    for (unsigned bit = 0; bit < 64; bit++) {
+        assert_false(aff_ack_valid(&batch, &ring, seal ^ 1ULL << bit));
+    }
+
+    for (unsigned field = 0; field < 4; field++) {
+        other = batch;
+        other.channel -= field == 0;
+        other.spool_id ^= field == 1;
+        other.segment ^= field == 2;
+        other.sequence ^= field == 3;
+        assert_false(aff_ack_valid(&other, &ring, seal));
+    }
+}
+
 int
 main(void)
 {
@@ -176,6 +210,7 @@ main(void)
         cmocka_unit_test(malformed),
         cmocka_unit_test(reserved),
         cmocka_unit_test(sizes),
+        cmocka_unit_test(seals),
     };
 
     seed_random();

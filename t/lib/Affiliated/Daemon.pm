@@ -8,7 +8,9 @@ package Affiliated::Daemon;
 # drained($t, $streams)     waits until every entry of both channels is acknowledged
 # clicks($t), conversions($t)    rows that are there
 # clicks_are($t, $n, $name)      a test: so many, in so many different ids
-# acknowledged($t, $made)   bits that are set for what produce() printed
+# acknowledged($t, $made)   batches of what produce() printed that have their seal
+# mac($t, $label, $message) by the key file's first key, computed here; a number
+# seal($t, $channel, $spool, $segment, $sequence)    what says that PostgreSQL has this batch
 # dead($t)                  {reason => count}
 # status($t), value($t, $role, $name)    from the status socket
 # raw($t, $key)             what is in a stream: [id, bytes] of each entry
@@ -19,6 +21,7 @@ use strict;
 use warnings;
 
 use Affiliated::Test ();
+use Digest::SHA ();
 use JSON::PP ();
 use Test::More ();
 use Time::HiRes qw(sleep time);
@@ -31,7 +34,7 @@ sub import
     warnings->import;
     no strict 'refs';
     *{"${caller}::$_"} = \&$_
-        for qw(produce midnight_ms drained clicks conversions clicks_are acknowledged dead status value raw second books_hold);
+        for qw(produce midnight_ms drained clicks conversions clicks_are acknowledged mac seal dead status value raw second books_hold);
 }
 
 sub _options
@@ -88,13 +91,69 @@ sub clicks_are
     return Test::More::is($t->value("select count(*) || ' ' || count(distinct id) from affiliate.click"), "$n $n", $name);
 }
 
+# SipHash-2-4 of a message, as a number.
+sub _siphash
+{
+    my ($key, $message) = @_;
+    my ($k0, $k1) = unpack 'Q<2', $key;
+    no warnings 'portable';
+    my @v = ($k0 ^ 0x736f6d6570736575, $k1 ^ 0x646f72616e646f6d, $k0 ^ 0x6c7967656e657261, $k1 ^ 0x7465646279746573);
+    my $length = length $message;
+    my $add = sub { use integer; my ($i, $j) = @_; $v[$i] += $v[$j] };
+    my $turn = sub { my ($i, $n) = @_; $v[$i] = $v[$i] << $n | $v[$i] >> 64 - $n };
+    my $round = sub {
+        for (1 .. $_[0]) {
+            $add->(0, 1); $turn->(1, 13); $v[1] ^= $v[0]; $turn->(0, 32);
+            $add->(2, 3); $turn->(3, 16); $v[3] ^= $v[2];
+            $add->(0, 3); $turn->(3, 21); $v[3] ^= $v[0];
+            $add->(2, 1); $turn->(1, 17); $v[1] ^= $v[2]; $turn->(2, 32);
+        }
+    };
+
+    $message .= "\0" x (7 - $length % 8) . chr($length & 255);
+    for my $word (unpack 'Q<*', $message) {
+        $v[3] ^= $word;
+        $round->(2);
+        $v[0] ^= $word;
+    }
+    $v[2] ^= 255;
+    $round->(4);
+    return $v[0] ^ $v[1] ^ $v[2] ^ $v[3];
+}
+
+sub mac
+{
+    my ($t, $label, $message) = @_;
+    my ($hex) = $t->slurp($t->{keys}) =~ /^\w+[ \t]+([0-9a-fA-F]{64})/m;
+    my $key = substr Digest::SHA::hmac_sha256("$label\1", Digest::SHA::hmac_sha256(pack('H*', $hex), "\0" x 32)), 0, 16;
+
+    return _siphash($key, $message);
+}
+
+sub seal
+{
+    my ($t, $channel, $spool, $segment, $sequence) = @_;
+    my $id = reverse pack 'H16', $spool;
+
+    return mac($t, 'ack', pack('L<L<', $channel, $sequence) . $id . pack('Q<', $segment));
+}
+
 sub acknowledged
 {
     my ($t, $made) = @_;
-    my $bits = 0;
+    my $channel = $made->{channel} eq 'clicks' ? 1 : 2;
+    my $count = 0;
 
-    $bits += $t->redis('BITCOUNT', "aff:ack:$made->{spool}:$_") for $made->{first_segment} .. $made->{last_segment};
-    return $bits;
+    for my $segment ($made->{first_segment} .. $made->{last_segment}) {
+        my @seals = unpack 'Q<*', $t->redis('GET', "aff:acked:$made->{spool}:$segment") // '';
+
+        for my $n (0 .. $#seals) {
+            next unless $seals[$n];
+            $seals[$n] == seal($t, $channel, $made->{spool}, $segment, $n) ? $count++
+                : Test::More::fail("the seal of batch $n of $made->{spool}:$segment is not its own");
+        }
+    }
+    return $count;
 }
 
 sub dead { return { map { $_->[0] => $_->[1] } $_[0]->rows('select reason, count(*) from affiliate.dead_letter group by 1') } }
