@@ -35,6 +35,8 @@
 /* A subscription's silence after which it is tested, and given up. */
 #define NGX_HTTP_AFFILIATE_REDIS_IDLE          10000
 #define NGX_HTTP_AFFILIATE_REDIS_PING          "ping"
+/* Of all arrays of a reply; none that we ask for has more than three. */
+#define NGX_HTTP_AFFILIATE_REDIS_ELEMENTS      64
 
 
 typedef enum {
@@ -91,6 +93,7 @@ struct ngx_http_affiliate_redis_s {
     ngx_queue_t                           free;
     ngx_uint_t                            nfree;
     size_t                                in_flight;
+    size_t                                elements;  /* of this reply */
 
     u_char                                error[
                                   NGX_HTTP_AFFILIATE_REDIS_ERROR_LEN];
@@ -547,9 +550,7 @@ ngx_http_affiliate_redis_attach(ngx_http_affiliate_redis_t *rd,
     ac->ev.delWrite = ngx_http_affiliate_redis_del_write;
     ac->ev.cleanup = ngx_http_affiliate_redis_cleanup;
 
-    if (!rd->subscribe) {
-        ngx_http_affiliate_redis_guard(rd, ac->c.reader);
-    }
+    ngx_http_affiliate_redis_guard(rd, ac->c.reader);
 
     return NGX_OK;
 }
@@ -559,7 +560,11 @@ ngx_http_affiliate_redis_attach(ngx_http_affiliate_redis_t *rd,
  * hiredis asserts that somebody waits for each reply, and would abort the
  * worker where a server sends one too many.  So the objects of replies are
  * made through these functions, which refuse that one; to hiredis it is a
- * lack of memory, and it closes.  Errors may come unasked, it knows them.
+ * lack of memory, and it closes.  Errors may come unasked, it knows them, and
+ * so may messages.
+ *
+ * It also takes as much memory as an array says that it has elements, before
+ * any of them has come: what we can not have asked for is refused, too.
  */
 
 static void
@@ -593,6 +598,7 @@ ngx_http_affiliate_redis_expected(const redisReadTask *task)
     rd = task->privdata;
 
     if (task->parent != NULL || task->type == REDIS_REPLY_ERROR
+        || rd->subscribe
         || (rd->context && rd->context->replies.head != NULL))
     {
         return 1;
@@ -618,9 +624,27 @@ static void *
 ngx_http_affiliate_redis_create_array(const redisReadTask *task,
     ngx_http_affiliate_redis_elements_t elements)
 {
-    return ngx_http_affiliate_redis_expected(task)
-           ? ngx_http_affiliate_redis_objects->createArray(task, elements)
-           : NULL;
+    ngx_http_affiliate_redis_t  *rd;
+
+    if (!ngx_http_affiliate_redis_expected(task)) {
+        return NULL;
+    }
+
+    rd = task->privdata;
+
+    if (task->parent == NULL) {
+        rd->elements = 0;
+    }
+
+    if ((size_t) elements > NGX_HTTP_AFFILIATE_REDIS_ELEMENTS - rd->elements) {
+        ngx_http_affiliate_redis_fail(rd, "too large a reply",
+                                      sizeof("too large a reply") - 1);
+        return NULL;
+    }
+
+    rd->elements += (size_t) elements;
+
+    return ngx_http_affiliate_redis_objects->createArray(task, elements);
 }
 
 

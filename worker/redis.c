@@ -1,11 +1,26 @@
 #include "worker/redis.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MS_MAX (1LL << 48) /* what is later is no time */
+
+/* Of all arrays of one reply. The largest that we ask for are pages of streams, groups, consumers.
+ */
+#define REDIS_ELEMENTS_MAX 65536
+
+#if HIREDIS_MAJOR >= 1
+typedef size_t redis_elements;
+#else
+typedef int redis_elements;
+#endif
+
+static redisReplyObjectFunctions redis_objects; /* those of hiredis, with our redis_array() */
+static void *(*redis_create_array)(const redisReadTask *task, redis_elements elements);
+static pthread_once_t redis_once = PTHREAD_ONCE_INIT;
 
 static struct timeval
 redis_timeval(int64_t ms)
@@ -22,6 +37,52 @@ redis_close(struct redis *redis)
     }
 
     redis->pending = 0;
+}
+
+/* hiredis takes the memory for an array when it has read how many elements it claims to have. */
+static void *
+redis_array(const redisReadTask *task, redis_elements elements)
+{
+    struct redis *redis = task->privdata;
+
+    if (task->parent == NULL) {
+        redis->elements = 0;
+    }
+
+    if ((size_t) elements > REDIS_ELEMENTS_MAX - redis->elements) {
+        return NULL;
+    }
+
+    redis->elements += (size_t) elements;
+    return redis_create_array(task, elements);
+}
+
+static void
+redis_make_objects(void)
+{
+    redisReader *reader = redisReaderCreate();
+
+    if (reader != NULL) {
+        redis_objects = *reader->fn;
+        redis_create_array = redis_objects.createArray;
+        redis_objects.createArray = redis_array;
+        redisReaderFree(reader);
+    }
+}
+
+/* Bounds what a reply may claim. False without memory. */
+static bool
+redis_guard(struct redis *redis)
+{
+    pthread_once(&redis_once, redis_make_objects);
+    if (redis_create_array == NULL) {
+        snprintf(redis->error, sizeof(redis->error), "out of memory");
+        return false;
+    }
+
+    redis->context->reader->fn = &redis_objects;
+    redis->context->reader->privdata = redis;
+    return true;
 }
 
 /* Notes why the connection is of no more use, and closes it. */
@@ -142,7 +203,7 @@ redis_connect(struct redis *redis, const struct config *config)
 
             /* Batches are large and come one after the other: keep the reader's buffer. */
             redis->context->reader->maxbuf = 0;
-            if (redis_login(redis, config)) {
+            if (redis_guard(redis) && redis_login(redis, config)) {
                 return true;
             }
         }

@@ -16,6 +16,7 @@
 struct redis {
     redisContext *context; /* NULL when not connected */
     unsigned pending;      /* appended commands whose replies were not read yet */
+    size_t elements;       /* that arrays of the reply that is being read have claimed */
     char error[CONFIG_ERROR_MAX];
 };
 

@@ -58,7 +58,7 @@ is(conversion(), 202, 'a conversion');
 
 # --- replies ---------------------------------------------------------------------------------------------------------
 
-for my $mode (qw(loading oom garbage rst big extra hang refuse)) {
+for my $mode (qw(loading oom garbage rst big array arrays extra hang refuse)) {
     my %seen;
 
     $stub->mode($mode);
@@ -73,6 +73,7 @@ for my $mode (qw(loading oom garbage rst big extra hang refuse)) {
     like("@fresh", $mode eq 'extra' ? qr/^(?:404 )?503$|^404$/ : qr/^503$/, "$mode: nobody knows what is not known")
         or diag "@fresh";
     is(conversion(), 202, "$mode: a conversion is taken") or diag $last;
+    ok($t->wait_log(qr/too large a reply/, 10), "$mode: what it claims to be is not believed") if $mode =~ /^arrays?$/;
     $stub->mode('pass');
     heals($mode);
 }

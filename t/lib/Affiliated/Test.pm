@@ -61,6 +61,7 @@ package Affiliated::Test;
 #     garbage  bytes that are no reply        loading  -LOADING to everything
 #     oom    -OOM to everything               split    replies in pieces of 1..7 bytes, apart in time
 #     rst    half a reply, then RST (tcp)     extra    each reply is followed by one that nobody asked for
+#     array   an array of 2^30 elements, as it says    arrays   60 000, each an array of as many
 #     refuse  closes at once                  big      a 20 KB bulk string instead of each reply, in pieces
 #   ->commands: list of array references, as they came
 
@@ -1421,6 +1422,10 @@ sub _commands
             $self->_send($pair, "-OOM command not allowed when used memory > 'maxmemory'.\r\n", 'pass');
         } elsif ($mode eq 'garbage') {
             $self->_send($pair, "HTTP/1.1 400 Bad Request\r\n\r\n\0\xff\$-7\r\n", 'pass');
+        } elsif ($mode eq 'array') {
+            $self->_send($pair, "*1073741823\r\n", 'pass');
+        } elsif ($mode eq 'arrays') {
+            $self->_send($pair, "*60000\r\n" . "*60000\r\n" x 4000, 'pass');
         } elsif ($mode eq 'big') {
             $self->_send($pair, "\$20480\r\n" . ('x' x 20480) . "\r\n", 'pass') for 1;
         } elsif ($pair->{server}) {
