@@ -19,6 +19,10 @@ set role affiliate_owner;
 select affiliate.grant_rights('affiliated');
 reset role;
 
+-- That login can have click partitions dropped, as retention does, but none younger than this. To whatever partitions.retention is:
+--
+--   set role affiliate_owner; update affiliate.retention_floor set days = 400;
+
 -- To whom commands are to be allowed, besides:
 --
 --   set role affiliate_owner; select affiliate.grant_rights('affiliate_clerk', true);

@@ -51,7 +51,7 @@ my ($yesterday, $today, $tomorrow) = map {
     my ($d, $m, $y) = (gmtime(midnight_ms($_) / 1000))[3, 4, 5];
     sprintf 'click_%04d%02d%02d', $y + 1900, $m + 1, $d;
 } -1, 0, 1;
-$t->psql('truncate affiliate.click');
+$t->psql('set session_replication_role = replica; truncate affiliate.click');
 $t->daemon_stop;
 produce($t, seed => $seed + 5, count => 400, rate => 1000, start_ms => midnight_ms() - 200, batch_records => 150);
 produce($t, seed => $seed + 6, count => 400, rate => 1000, start_ms => midnight_ms(1) - 200, batch_records => 150);
@@ -64,7 +64,7 @@ clicks_are($t, 800, 'once');
 # --- several streams ---------------------------------------------------------------------------------------------------
 
 $t->daemon_stop;
-$t->psql('truncate affiliate.click');
+$t->psql('set session_replication_role = replica; truncate affiliate.click');
 $t->redis('FLUSHALL');
 $t->daemon_start(conf => { redis => { streams => 3 } });
 my @made = map { produce($t, seed => $seed + 10 + $_, count => 400, batch_records => 50, stream => $_) } 0 .. 2;
@@ -76,7 +76,7 @@ is_deeply([map { acknowledged($t, $_) } @made], [8, 8, 8], 'and acknowledged');
 # --- batches as large as they may be ------------------------------------------------------------------------------------
 
 $t->daemon_stop;
-$t->psql('truncate affiliate.click');
+$t->psql('set session_replication_role = replica; truncate affiliate.click');
 $t->redis('FLUSHALL');
 produce($t, seed => $seed + 20, count => 250_000, batch_records => 100_000, batch_bytes => 1_000_000);
 $t->daemon_start(conf => { redis => { streams => 1 } });
@@ -93,7 +93,7 @@ SKIP: {
 sub used { return $t->redis('INFO', 'memory') =~ /^used_memory:(\d+)/m ? $1 : die 'no used_memory' }
 
 $t->daemon_stop;
-$t->psql('truncate affiliate.click');
+$t->psql('set session_replication_role = replica; truncate affiliate.click');
 $t->redis('FLUSHALL');
 $t->daemon_start(conf => { redis => { streams => 1 } });
 produce($t, seed => $seed + 30, count => 60_000);

@@ -76,7 +76,7 @@ unlike($out, qr/^FAIL .*(?:schema|permission|partition)/m, 'and check finds noth
 # --- what it may not -------------------------------------------------------------------------------------------------------------------
 
 my @books = qw(transfer conversion click inbox account order_fact hold release release_item waiting dead_letter terms link api_key merchant affiliate campaign
-    currency transfer_code product_rate link_code api_key_id projection_change schema_version);
+    currency transfer_code product_rate link_code api_key_id projection_change schema_version retention_floor);
 my $leaf = ($t->rows('select relation from affiliate.click_partitions() order by day desc limit 1'))[0][0];
 
 for my $table (map({ "affiliate.$_" } @books), $leaf) {

@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(9);
+select plan(19);
 
 select results_eq($$ select day from affiliate.click_partitions() where day >= (now() at time zone 'UTC')::date - 2 $$,
     $$ select d::date from generate_series((now() at time zone 'UTC')::date - 2, (now() at time zone 'UTC')::date + 2,
@@ -21,6 +21,26 @@ values (1, 1, 1, 1, 1, now() - interval '31 days'), (1, 1, 1, 2, 1, now() - inte
 select results_eq($$ select action, relation from affiliate.maintain_partitions(4, 30) $$,
     $$ values ('pruned', 'affiliate.inbox') $$, 'old batches are forgotten');
 select results_eq($$ select sequence from affiliate.inbox where channel = 1 $$, $$ values (2) $$, 'younger ones are not');
+
+
+-- The floor of retention, and rows that nobody changes.
+select affiliate.create_click_partition(((now() at time zone 'UTC')::date - 20)) \g /dev/null
+select is_empty($$ select * from affiliate.maintain_partitions(4, 20) where action = 'dropped' $$, 'within the retention it stays');
+update affiliate.retention_floor set days = 25;
+select is_empty($$ select * from affiliate.maintain_partitions(4, 3) where action = 'dropped' $$, 'and below the floor, whatever is asked for');
+update affiliate.retention_floor set days = 7;
+select is((select count(*) from affiliate.maintain_partitions(4, 3) where action = 'dropped'), 1::bigint, 'above it, it goes');
+select throws_ok('update affiliate.retention_floor set days = 1', '23514', null, 'days that arrive are never dropped');
+select throws_ok('insert into affiliate.retention_floor (days) values (2)', '23505', null, 'there is one floor');
+
+insert into affiliate.click (id, merchant_id, link_id, campaign_id, affiliate_id, livemode, verdict, reasons)
+values (affiliate.day_bound((now() at time zone 'UTC')::date), 1, 1, 1, 1, true, 0, 0);
+select throws_ok('update affiliate.click set merchant_id = 2', '42501', null, 'a click is never changed');
+select throws_ok(format('delete from %s', (select relation from affiliate.click_partitions() where day = (now() at time zone 'UTC')::date)),
+    '42501', null, 'nor deleted, from its partition neither');
+select throws_ok('truncate affiliate.click', '42501', null, 'nor all of them');
+select throws_ok('delete from affiliate.conversion', '42501', null, 'conversions are not deleted');
+select throws_ok('update affiliate.transfer set amount_minor = 1', '42501', null, 'transfers are not changed');
 
 select * from finish();
 rollback;
