@@ -18,9 +18,9 @@
  * records, because the spool marks where a batch ends (AFF_FRAME_BOUNDARY) before the batch is
  * sent. The MAC keeps whoever can write into Redis from making clicks or orders.
  *
- * That PostgreSQL has committed a batch is told by its seal: a u64, little-endian, at 8 * sequence in
- * the string aff:acked:<spool id, 16 hex digits>:<segment>; none is zeros. A batch that has no seal of
- * its own name stays in the spool.
+ * That PostgreSQL has committed a batch is told by its seal: a u64, little-endian, at 8 * sequence
+ * in the string aff:acked:<spool id, 16 hex digits>:<segment>; none is zeros. A batch that has no
+ * seal of its own name stays in the spool.
  */
 
 #ifndef AFF_BATCH_H
@@ -62,8 +62,9 @@ void aff_batch_header(const struct aff_batch *batch, const struct aff_keyring *r
 #define AFF_ACK_BYTES 8
 
 /*
- * The seal of a batch (channel, spool id, segment, sequence count) by the ring's key `key`, never 0.
- * The key is to be the batch's own: whoever sent it has that one, also while keys are being rotated.
+ * The seal of a batch (channel, spool id, segment, sequence count) by the ring's key `key`, never
+ * 0. The key is to be the batch's own: whoever sent it has that one, also while keys are being
+ * rotated.
  */
 uint64_t aff_ack_seal(const struct aff_batch *batch, const struct aff_keyring *ring, unsigned key);
 
