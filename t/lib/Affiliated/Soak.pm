@@ -57,7 +57,7 @@ our @SERIES = (
     { name => 'redis_memory', column => 'redis', unit => 'KiB', share => 0.05, allow => $MIB, title => 'Redis, used memory' },
     { name => 'redis_clients', column => 'conns', share => 0, allow => 2, title => 'Redis, connections' },
     { name => 'links', column => 'link', share => 0, allow => 0, title => 'aff:link:, keys' },
-    { name => 'acks', column => 'ack', share => 0.05, allow => 8, title => 'aff:ack:, keys' },
+    { name => 'acks', column => 'ack', share => 0.05, allow => 8, title => 'aff:acked:, keys' },
     { name => 'idems', column => 'idem', share => 0.05, allow => 30, title => 'aff:idem:, keys' },
     { name => 'others', column => 'other', share => 0, allow => 0, title => 'other keys of Redis' },
     { name => 'clicks_length', column => 'sclick', share => 0.05, allow => 200, title => 'aff:clicks:, entries' },
@@ -235,7 +235,7 @@ repeat
     cursor = page[1]
     for _, key in ipairs(page[2]) do
         local prefix = string.match(key, '^aff:(%a+):') or 'other'
-        if prefix == 'ack' or prefix == 'idem' then
+        if prefix == 'acked' or prefix == 'idem' then
             local left = redis.call('TTL', key)
             longest[prefix] = math.max(longest[prefix] or 0, left)
             found[#found + 1] = {key, prefix, left}
@@ -274,7 +274,7 @@ sub _redis
 
     $s->{redis_memory} = $info{used_memory};
     $s->{redis_clients} = $info{connected_clients};
-    $s->{$_->[0]} = delete $n{ $_->[1] } || 0 for ['links', 'link'], ['acks', 'ack'], ['idems', 'idem'];
+    $s->{$_->[0]} = delete $n{ $_->[1] } || 0 for ['links', 'link'], ['acks', 'acked'], ['idems', 'idem'];
     for my $prefix (qw(ack idem)) {
         $self->{expired}{$prefix} += delete $n{"${prefix}_expired"} || 0;
         for my $what (qw(ttl bytes)) {
