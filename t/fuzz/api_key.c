@@ -24,14 +24,16 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (aff_api_key_valid(aff_slice(data, size), &livemode)) {
         require(size == AFF_API_KEY_ID_CHARS);
         require(memcmp(data, livemode ? "ak_live_" : "ak_test_", 8) == 0);
-        check_secret(aff_slice(data, size), livemode);
+        /* HKDF takes longer than all the rest together. */
+        if (data[size - 1] == '0') {
+            check_secret(aff_slice(data, size), livemode);
+        }
     }
 
     memcpy(random, data, size < sizeof(random) ? size : sizeof(random));
     aff_api_key_make(size % 2 == 0, random, id);
     require(aff_api_key_valid(aff_slice_of(id), &livemode) && livemode == (size % 2 == 0));
 
-    /* HKDF takes longer than all the rest together. */
     if (random[0] == 0xff) {
         check_secret(aff_slice_of(id), livemode);
     }

@@ -57,8 +57,8 @@ our @SERIES = (
     { name => 'redis_memory', column => 'redis', unit => 'KiB', share => 0.05, allow => $MIB, title => 'Redis, used memory' },
     { name => 'redis_clients', column => 'conns', share => 0, allow => 2, title => 'Redis, connections' },
     { name => 'links', column => 'link', share => 0, allow => 0, title => 'aff:link:, keys' },
-    { name => 'acks', column => 'ack', share => 0.05, allow => 8, title => 'aff:acked:, keys' },
-    { name => 'idems', column => 'idem', share => 0.05, allow => 30, title => 'aff:idem:, keys' },
+    { name => 'acked', column => 'acked', share => 0.05, allow => 8, title => 'aff:acked:, keys' },
+    { name => 'idem', column => 'idem', share => 0.05, allow => 30, title => 'aff:idem:, keys' },
     { name => 'others', column => 'other', share => 0, allow => 0, title => 'other keys of Redis' },
     { name => 'clicks_length', column => 'sclick', share => 0.05, allow => 200, title => 'aff:clicks:, entries' },
     { name => 'conversions_length', column => 'sconv', share => 0.05, allow => 100, title => 'aff:conversions:, entries' },
@@ -274,8 +274,8 @@ sub _redis
 
     $s->{redis_memory} = $info{used_memory};
     $s->{redis_clients} = $info{connected_clients};
-    $s->{$_->[0]} = delete $n{ $_->[1] } || 0 for ['links', 'link'], ['acks', 'acked'], ['idems', 'idem'];
-    for my $prefix (qw(ack idem)) {
+    $s->{$_->[0]} = delete $n{ $_->[1] } || 0 for ['links', 'link'], ['acked', 'acked'], ['idem', 'idem'];
+    for my $prefix (qw(acked idem)) {
         $self->{expired}{$prefix} += delete $n{"${prefix}_expired"} || 0;
         for my $what (qw(ttl bytes)) {
             my $value = delete $n{"${prefix}_$what"};
