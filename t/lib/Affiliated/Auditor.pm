@@ -569,7 +569,7 @@ sub _money
     $m->event($_) for sort { $a->{click_id} cmp $b->{click_id} || ($a->{amount} // -1) <=> ($b->{amount} // -1)
         || $a->{key} cmp $b->{key} || $a->{position} <=> $b->{position} } @{ $self->{events} };
     my ($now) = map { $_->[0] } @{ $reader->('select (extract(epoch from clock_timestamp()) * 1000000)::bigint') };
-    my @wrong = Affiliated::Model::compare($m, $reader, $now);
+    my @wrong = Affiliated::Model::compare($m, $reader->($Affiliated::Model::ORDERS), $reader->($Affiliated::Model::ACCOUNTS), $now);
     $self->{counts}{orders} = keys %{ $m->orders };
     for my $o (values %{ $m->orders }) {
         $self->{counts}{"outcome_$o->{outcome}"}++;
