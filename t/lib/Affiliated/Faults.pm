@@ -170,6 +170,17 @@ sub _daemon_restart
     return ('', 0.1 => sub { return });
 }
 
+sub _daemon_reload
+{
+    my ($h, $x) = @_;
+    my $t = $x->{host}{t};
+    my $told = sub { return scalar(() = $t->daemon_log =~ /new configuration in force/g) };
+    my $before = $told->();
+
+    $t->daemon_signal('HUP');
+    return ('', 1 => sub { $x->bit($told->() > $before); return });
+}
+
 sub _daemon_stop
 {
     my (@span) = @_;
@@ -749,6 +760,7 @@ my %FAULTS = (
     daemon_kill => [\&_daemon_kill, 'daemon.%h'],
     daemon_replaced => [\&_daemon_replaced, 'daemon.%h'],
     daemon_restart => [\&_daemon_restart, 'daemon.%h'],
+    daemon_reload => [\&_daemon_reload, 'daemon.%h'],
     daemon_stop => [_daemon_stop(0.5, 4), 'daemon.%h'],
     daemon_stop_long => [_daemon_stop(11, 13), 'daemon.%h'],
     redis_restart => [\&_redis_restart, 'redis'],
