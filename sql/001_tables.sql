@@ -407,8 +407,8 @@ create table affiliate.account (
     owner           text not null check (owner in ('affiliate', 'merchant', 'platform')),
     kind            text not null,
     owner_id        bigint not null,
-    debits_minor    bigint not null default 0 check (debits_minor >= 0),
-    credits_minor   bigint not null default 0 check (credits_minor >= 0),
+    debits_minor    numeric(38, 0) not null default 0 check (debits_minor >= 0),
+    credits_minor   numeric(38, 0) not null default 0 check (credits_minor >= 0),
     created_at      timestamptz not null default now(),
     primary key (merchant_id, livemode, currency, owner, kind, owner_id),
     unique (merchant_id, account_id),
@@ -419,7 +419,7 @@ create table affiliate.account (
            end)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
-comment on table affiliate.account is 'Accounts, per merchant, mode and currency. Two counters that only grow; the balance is credits - debits';
+comment on table affiliate.account is 'Accounts, per merchant, mode and currency. Two counters that only grow, past any bigint; the balance is credits - debits';
 
 create table affiliate.transfer (
     merchant_id     bigint not null,

@@ -27,16 +27,25 @@ return case
 
 -- None of these is strict: the planner can't inline a strict function whose body is a CASE.
 
--- numerator / denominator, both not negative, rounded to the nearest integer, halves to the even one.
+-- The most that one order may earn, commission and fee together, in minor units: an order above it is rejected. Its amount or its
+-- rate is a mistake, and a million such orders in one release still sum up to a bigint.
+create function affiliate.worth_limit()
+returns bigint
+language sql immutable parallel safe
+return 9000000000000;
+
+-- numerator / denominator, both not negative, rounded to the nearest integer, halves to the even one. What is far above
+-- worth_limit() is as good as any other such: it stops where commission + fee and their products by basis points fit a bigint.
 create function affiliate.half_even(p_numerator numeric, p_denominator numeric)
 returns bigint
 language sql immutable parallel safe
-return (div(p_numerator, p_denominator)
-        + case sign(2 * mod(p_numerator, p_denominator) - p_denominator)
-              when 1 then 1
-              when 0 then mod(div(p_numerator, p_denominator), 2)
-              else 0
-          end)::bigint;
+return least(div(p_numerator, p_denominator)
+             + case sign(2 * mod(p_numerator, p_denominator) - p_denominator)
+                   when 1 then 1
+                   when 0 then mod(div(p_numerator, p_denominator), 2)
+                   else 0
+               end,
+             1000000000000000000)::bigint;
 
 -- Basis points (0 to 10000) of an amount, half-even. The amount is taken apart into 10000 * a + b, so that no product leaves
 -- bigint: a * basis points has at most the digits of the amount, b * basis points at most nine. The last line adds one
@@ -147,7 +156,8 @@ as $$
       from share
 $$;
 
--- Why an order is not simply accepted; null if it is. The first that holds, in this order.
+-- Why an order is not simply accepted; null if it is. The first that holds, in this order. What is not rejected by these is
+-- weighed then, and rejected as above_limit if it would earn more than worth_limit(): no review lifts that.
 create function affiliate.order_problem(
     p_click_problem text, p_verdict smallint, p_inactive text, p_has_terms boolean,
     p_waited interval, p_attribution_window interval, p_minimum_click_to_order interval,
@@ -243,10 +253,10 @@ comment on function affiliate.position(affiliate.order_fact, affiliate.terms)
     is 'What the ledger should hold for an order, account by account; credits positive';
 
 -- Minor units as decimal text: 125050 with 2 decimals is 1250.50.
-create function affiliate.amount_text(p_minor bigint, p_decimals smallint)
+create function affiliate.amount_text(p_minor numeric, p_decimals smallint)
 returns text
 language sql immutable parallel safe
-return round(p_minor::numeric / power(10::numeric, p_decimals::numeric), p_decimals::integer)::text;
+return round(p_minor / power(10::numeric, p_decimals::numeric), p_decimals::integer)::text;
 
 create function affiliate.money_text(p_minor bigint, p_currency text)
 returns text
@@ -278,6 +288,8 @@ return case p_reason
            when 'too_fast' then 'The order came sooner after the click than a person could have ordered.'
            when 'wrong_currency' then 'The order is in another currency than the campaign pays.'
            when 'review_rejected' then 'The order was reviewed and rejected.'
+           when 'above_limit' then
+               'The order would earn, fee included, more than ' || affiliate.worth_limit() || ' minor units, the most that one order may; its amount or its rate must be wrong.'
            when 'duplicate_order' then 'The order was reported with more than one click; it has to be reviewed.'
            when 'suspect_click' then 'The click looked suspicious; the order has to be reviewed.'
            when 'refund_currency' then 'A refund is in another currency than the order; it has to be reviewed.'

@@ -74,7 +74,7 @@ begin
 
     create temp table account_change (
         merchant_id bigint, livemode boolean, currency text, owner text, kind text, owner_id bigint,
-        debit_minor bigint, credit_minor bigint
+        debit_minor numeric, credit_minor numeric
     ) on commit delete rows;
 
     create temp table account_changed (
@@ -485,6 +485,19 @@ begin
           from kept k
         offset 0
     ),
+    charged as (
+        select e.*,
+               affiliate.fee_minor(
+                   e.commission, e.kept, e.amount_minor, e.fee_basis_points, e.fee_flat_minor, e.void) as fee
+          from earned e
+        offset 0
+    ),
+    limited as (
+        select c.*,
+               c.commission + c.fee > affiliate.worth_limit() as above
+          from charged c
+        offset 0
+    ),
     due as (
         select distinct on (e.merchant_id, e.livemode, e.order_id)
                e.merchant_id, e.livemode, e.order_id, e.order_no, e.revision,
@@ -492,13 +505,16 @@ begin
                e.reported_at, e.clicked_at, e.approved_at, e.cancelled_at, e.returned_at,
                e.click_id, e.link_id, e.campaign_id, e.affiliate_id, e.terms_id,
                e.amount_minor, e.currency, e.refunded_minor, e.inactive, e.click_problem,
-               e.outcome, e.problem, e.review_decision, e.review_reason, e.reviewed_at,
-               e.numerator, e.denominator, e.hold, e.campaign_currency, e.commission,
-               affiliate.fee_minor(
-                   e.commission, e.kept, e.amount_minor, e.fee_basis_points, e.fee_flat_minor, e.void) as fee,
+               e.review_decision, e.review_reason, e.reviewed_at,
+               e.numerator, e.denominator, e.hold, e.campaign_currency,
+               case when e.above then 'rejected' else e.outcome end as outcome,
+               case when e.above then 'above_limit' else e.problem end as problem,
+               case when e.above then 0 else e.commission end as commission,
+               case when e.above then 0 else e.fee end as fee,
                -- What was released stays so only while it still is due: an earlier report may bring other terms, with a longer hold.
-               coalesce(e.posted_payable and e.outcome = 'accepted' and e.approved_at + e.hold <= now(), false) as payable
-          from earned e
+               coalesce(e.posted_payable and e.outcome = 'accepted' and not e.above and e.approved_at + e.hold <= now(), false)
+                   as payable
+          from limited e
          order by e.merchant_id, e.livemode, e.order_id
     ),
     decided as (

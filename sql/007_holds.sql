@@ -26,7 +26,8 @@ begin
                      from affiliate.hold h
                     where h.due_at <= now()
                     order by h.due_at
-                    limit p_max
+                    -- Of orders at the limit, so many sum up to a bigint.
+                    limit least(p_max, 9223372036854775807 / affiliate.worth_limit())
                       for update skip locked))
         returning *
     ),

@@ -378,7 +378,7 @@ begin
        and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
     union all
     select 'outcome follows from the facts', o.merchant_id, 'order ' || o.order_id,
-           format('is %s (%s), should be %s', o.outcome, o.problem, coalesce(p.problem, 'accepted'))
+           format('is %s (%s), should be %s', o.outcome, o.problem, coalesce(l.problem, 'accepted'))
       from affiliate.order_fact o
       left join affiliate.campaign c
         on c.merchant_id = o.merchant_id and c.campaign_id = o.campaign_id
@@ -398,8 +398,30 @@ begin
                           o.has_report and o.approved_at is not null and o.amount_minor is null
                               and t.rate_basis_points is not null,
                           o.review_decision) as problem
+              offset 0
            ) p
-     where (o.problem, o.outcome, o.terms_id) is distinct from (p.problem, affiliate.outcome_of(p.problem), t.terms_id)
+     cross join lateral (
+               select affiliate.order_void(affiliate.outcome_of(p.problem), o.has_report, o.cancelled_at, o.returned_at) as void
+              offset 0
+           ) v
+     cross join lateral (
+               select affiliate.kept_minor(o.amount_minor, o.refunded_minor, v.void) as kept
+              offset 0
+           ) k
+     cross join lateral (
+               select affiliate.commission_minor(
+                          k.kept, o.amount_minor, t.rate_basis_points, t.rate_flat_minor,
+                          o.item_numerator, o.item_denominator, v.void) as commission
+              offset 0
+           ) e
+     cross join lateral (
+               select case when e.commission + affiliate.fee_minor(
+                                   e.commission, k.kept, o.amount_minor, t.fee_basis_points, t.fee_flat_minor, v.void)
+                                > affiliate.worth_limit()
+                           then 'above_limit' else p.problem end as problem
+              offset 0
+           ) l
+     where (o.problem, o.outcome, o.terms_id) is distinct from (l.problem, affiliate.outcome_of(l.problem), t.terms_id)
        and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
     union all
     select 'conversion belongs to an order', c.merchant_id, 'conversion ' || c.conversion_id, 'order ' || c.order_id

@@ -65,9 +65,21 @@ agrees('cancelled first, then approved: cancelled', { rate_basis_points => 1000 
     [['cancelled', 50], ['approved', 60, 1000]], 'accepted 0 0 pending');
 agrees('refunds take no more than there was', { rate_basis_points => 1000 },
     [['approved', 60, 1000], ['refunded', 70, 800, 'NPR', 'a'], ['refunded', 80, 800, 'NPR', 'b']], 'accepted 0 0 pending');
+agrees('the most that an order may earn, fee included', { rate_basis_points => 5000, fee_basis_points => 10000 },
+    [['approved', 60, '9000000000000']], 'accepted 4500000000000 4500000000000 payable');
+agrees('more than that is nothing', { rate_basis_points => 5000, fee_basis_points => 10000 },
+    [['approved', 60, '9000000000002']], 'above_limit 0 0 pending');
 agrees('the greatest amount, at 100 %, with a fee as great', { rate_basis_points => 10000, fee_basis_points => 10000 },
-    [['approved', 60, '99999999999999999']], 'accepted 99999999999999999 99999999999999999 payable');
-agrees('and less of it', { rate_basis_points => 9999, fee_basis_points => 3333, fee_flat_minor => 7 },
+    [['approved', 60, '99999999999999999']], 'above_limit 0 0 pending');
+agrees('what was kept of it counts', { rate_basis_points => 1, fee_basis_points => 3333, fee_flat_minor => 7 },
     [['approved', 60, '99999999999999999'], ['refunded', 70, '33333333333333333', 'NPR', 'r']],
-    'accepted 66659999999999999 22217778000000004 payable');
+    'accepted 6666666666667 2222000000005 payable');
+agrees('refunds beyond the greatest amount', { rate_basis_points => 1000 },
+    [['approved', 60, '1000'], map { ['refunded', 70 + $_, '99999999999999999', 'NPR', "r$_"] } 1 .. 3], 'accepted 0 0 pending');
+agrees('pieces at a flat rate, beyond any integer', { rate_basis_points => 0, fee_basis_points => 10000, fee_flat_minor => '99999999999999999',
+    products => { sku => { TEA => [undef, '99999999999999999'] } } },
+    [['approved', 60, 1000, 'NPR', undef, 'TEA::2147483647:1000']], 'above_limit 0 0 pending');
+agrees('a discount on lines of the greatest amount', { rate_basis_points => 333, products => { sku => { TEA => [7777, undef] } } },
+    [['approved', 60, '9999999999999', 'NPR', undef, 'TEA::1:99999999999999999,POT::1:99999999999999998']],
+    'accepted 4055000000000 0 payable');
 done_testing();

@@ -56,7 +56,7 @@ select results_eq($$ select detail from affiliate.dead_letter where reason = 'in
     $$ values ('amount_minor: must have at most 17 digits'), ('amount_minor: must have at most 17 digits'),
               ('click_id: is missing'), ('status: must be 1 to 5') $$, 'each says which field');
 select is(pg_temp.report(jsonb_build_object('order', 'big', 'status', 'pending', 'amount', 99999999999999999, 'click', :click)),
-    'staged 1 applied 1 waiting 0 duplicates 0 dead 0 accepted 1 review 0 rejected 0', 'the greatest amount is taken');
+    'staged 1 applied 1 waiting 0 duplicates 0 dead 0 accepted 0 review 0 rejected 1', 'the greatest amount is taken, and earns too much');
 
 -- A dead letter is replayed once what stood against it is right
 insert into affiliate.merchant (merchant_id, name, hosts) values (987654321, 'Late', '{late.example}');

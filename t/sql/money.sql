@@ -91,7 +91,7 @@ select is((select posted_commission_minor from affiliate.order_fact where order_
 select results_eq(
     $$ select livemode, currency, credits_minor - debits_minor from affiliate.account
         where owner = 'affiliate' and kind = 'pending' and merchant_id in (900001, 900002) order by 1, 2 $$,
-    $$ values (false, 'NPR', 700::bigint), (true, 'NPR', 1875 + 3333 + 100 + 500), (true, 'USD', 500) $$,
+    $$ values (false, 'NPR', 700::numeric), (true, 'NPR', 1875 + 3333 + 100 + 500), (true, 'USD', 500) $$,
     'pending by mode and currency');
 select is(affiliate.money_text(125050, 'NPR') || ', ' || affiliate.money_text(-5, 'JPY') || ', '
           || affiliate.money_text(1, 'KWD'), '1250.50 NPR, -5 JPY, 0.001 KWD', 'amounts as text');

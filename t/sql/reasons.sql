@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(27);
+select plan(29);
 
 select pg_temp.click(1) \g /dev/null
 select pg_temp.report(jsonb_build_object('order', 'good', 'click', pg_temp.click_id(1, now() - interval '3 hours'),
@@ -72,6 +72,12 @@ select pg_temp.report(jsonb_build_object('order', 'usd back', 'status', 'pending
 select pg_temp.report(jsonb_build_object('order', 'usd back', 'status', 'refunded', 'amount', 10, 'currency', 'USD',
     'click', pg_temp.click_id(31, now() - interval '3 hours'))) \g /dev/null
 select is(pg_temp.outcome('usd back'), 'review refund_currency', 'a refund in another currency');
+select pg_temp.report(jsonb_build_object('order', 'huge', 'status', 'pending', 'amount', 75000000000000, 'click', pg_temp.click(33)))
+    \g /dev/null
+select is(pg_temp.outcome('huge'), 'accepted', 'the most that an order may earn');
+select pg_temp.report(jsonb_build_object('order', 'huge', 'status', 'pending', 'amount', 75000000000010, 'at', now() - interval '1 hour',
+    'click', pg_temp.click_id(33, now() - interval '3 hours'))) \g /dev/null
+select is(pg_temp.outcome('huge'), 'rejected above_limit', 'more than an order may earn');
 
 -- another click
 select pg_temp.report(jsonb_build_object('order', 'good', 'status', 'approved', 'amount', 1000, 'at', now() - interval '1 hour',

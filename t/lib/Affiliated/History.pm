@@ -323,7 +323,7 @@ sub _order
 
     ($o->{click}, $o->{clicked}, $o->{link}) = $self->_click($g, $merchant, $livemode);
     $o->{currency} = rand() < 0.97 ? $self->{campaigns}{ $self->{links}{ $o->{link} }{campaign} }{currency} : _one('USD', 'EUR', 'JPY');
-    $o->{amount} = 1 + int(rand(_one(100, 20000, 1000000, 1e12)));
+    $o->{amount} = 1 + int(rand(_one(100, 20000, 1000000, 1e12, 1e14)));
     $o->{amount} = 0 if rand() < 0.01;
     $o->{start} = $o->{clicked} * 1000 + $self->_delay;
     push @{ $g->{orders} }, $o;

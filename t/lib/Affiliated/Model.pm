@@ -46,6 +46,8 @@ package Affiliated::Model;
 #       refund in another currency can't be taken from the amount, so it makes a review and is left out of the sum.
 #   read from the reasons: which problem wins: the order of the sentences.
 #   read from the tests: a review accrues and doesn't mature; its decision settles what was doubtful, not what is rejected by rule.
+#   read from the schema's comments: what would earn more than $LIMIT, fee included, is rejected, whoever reviewed it; what is rejected
+#       already keeps its reason. Refunds are summed to the greatest amount there is.
 #   read from the tests: approved without an amount is a review, where the rate needs one; what was only cancelled or
 #       refunded so far earns nothing.
 
@@ -59,6 +61,8 @@ use Math::BigInt;
 our @EXPORT_OK = qw($ACCOUNTS $ORDERS compare half_even order_key);
 
 my @VERDICT = (undef, undef, 'suspect_click', 'prefetch_click', 'preview_click', 'bot_click');
+my $LIMIT = 9_000_000_000_000;
+my $GREATEST = 99_999_999_999_999_999;    # amount of an event
 my %IS_REVIEW = map { $_ => 1 } qw(duplicate_order suspect_click refund_currency missing_amount);
 
 sub new
@@ -84,7 +88,8 @@ sub half_even
     if ($estimate_n < 2**52 && $estimate_d < 2**52) {
         my $rest = $estimate_n % $estimate_d;
         my $whole = ($estimate_n - $rest) / $estimate_d;
-        return $whole + (2 * $rest > $estimate_d || 2 * $rest == $estimate_d && $whole % 2 ? 1 : 0);
+        $whole += 2 * $rest > $estimate_d || 2 * $rest == $estimate_d && $whole % 2 ? 1 : 0;
+        return ref $whole ? $whole->numify : $whole;
     }
     my ($whole, $bottom) = map { my $p = Math::BigInt->bone; $p->bmul($_) for @$_; $p } $n, $d;
     (undef, my $rest) = $whole->bdiv($bottom);    # in list context the quotient stays in $whole
@@ -207,6 +212,7 @@ sub facts
     my @other = grep { defined $f{currency} && $_->{currency} ne $f{currency} } values %refund;
     $f{refund_currency} = @other ? 1 : 0;
     $f{refunded} = _sum(values %refund) - _sum(@other);
+    $f{refunded} = $GREATEST if $f{refunded} > $GREATEST;
     return \%f;
 }
 
@@ -249,6 +255,9 @@ sub _problem
     return undef;
 }
 
+# Exact, however large.
+sub _product { my ($x, $y) = @_; return $x * $y < 2**53 ? $x * $y : Math::BigInt->new($x)->bmul($y) }
+
 # Commission of the items before refunds, as numerator and denominator.
 sub _items
 {
@@ -264,20 +273,20 @@ sub _items
             $campaigns += $item->{amount};
             $falls = 1;
         } elsif (defined $own->[0]) {
-            $by_rate += $own->[0] * $item->{amount};
+            $by_rate += _product($own->[0], $item->{amount});
         } else {
-            $flat += $own->[1] * $item->{quantity};
+            $flat += _product($own->[1], $item->{quantity});
         }
     }
     $campaigns += $f->{amount} - $lines if $f->{amount} > $lines;
     if (defined $t->{rate_basis_points}) {
-        $by_rate += $t->{rate_basis_points} * $campaigns;
+        $by_rate += _product($t->{rate_basis_points}, $campaigns);
     } elsif ($falls) {
         $flat += $t->{rate_flat_minor};
     }
-    return ($by_rate + 10000 * $flat, 10000) if $lines <= $f->{amount};
-    my ($n, $m) = map { Math::BigInt->new($_) } $by_rate, 10000 * $flat;
-    return ($n->bmul($f->{amount})->badd($m->bmul($lines)), 10000 * $lines);
+    return ($by_rate + _product(10000, $flat), 10000) if $lines <= $f->{amount};
+    my ($n, $m) = map { Math::BigInt->new($_) } $by_rate, _product(10000, $flat);
+    return ($n->bmul($f->{amount})->badd($m->bmul($lines)), _product(10000, $lines));
 }
 
 # Commission and fee of what was kept.
@@ -334,6 +343,7 @@ sub _decide
     $o->{outcome} = !$problem ? 'accepted' : $IS_REVIEW{$problem} ? 'review' : 'rejected';
     $o->{terms} = $terms ? $terms->{terms} : undef;
     ($o->{commission}, $o->{fee}) = $o->{outcome} eq 'rejected' ? (0, 0) : worth($f, $terms);
+    @$o{qw(problem outcome commission fee)} = ('above_limit', 'rejected', 0, 0) if $o->{commission} + $o->{fee} > $LIMIT;
     ($o->{merchant}, undef, $o->{mode}) = $key =~ m{^(\d+)/(.*)/([tf])$}s;
     $o->{affiliate} = $click ? $click->{affiliate} : undef;
     $o->{money} = $click ? $self->{campaigns}{ $click->{campaign} }{currency} : undef;
