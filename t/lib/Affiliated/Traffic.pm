@@ -56,7 +56,12 @@ sub nginx_http { return "affiliate_address_rate off;\naffiliate_signal risk \$ht
 
 # --- the world -------------------------------------------------------------------------------------------------------
 
-sub _utc { my $time = shift; return POSIX::strftime('%Y-%m-%dT%H:%M:%S', gmtime $time) . sprintf '.%03dZ', ($time - int $time) * 1000 }
+# To the nearest millisecond, as the model takes it.
+sub _utc
+{
+    my $ms = int($_[0] * 1000 + 0.5);
+    return POSIX::strftime('%Y-%m-%dT%H:%M:%S', gmtime int($ms / 1000)) . sprintf '.%03dZ', $ms % 1000;
+}
 
 # What a version of terms says: as options of the CLI, and as the model has it.
 sub _terms
