@@ -176,7 +176,7 @@ my $id = qr/affiliate_click_id=[0-9a-z]{39}|ref=[0-9a-z]{39}/;
 told('a redirect without its click_id', qr/^click .* human: got no click_id/, sub { s/^(c\t\d+\t\S+\t\d\t\d+\thuman.*\nC\t.*)[?&]$id/$1/m });
 told('a redirect elsewhere', qr/^click .*: leads to .*evil/, sub { s{^(C\t.*\t302\thttp://)shop}{$1evil}m });
 told('a link that is not known', qr/^click .*: was answered 404/, sub { s/^(C\t\d+\t\S+\t)302\t.*/${1}404\t/m });
-told('a click_id for a bot', qr/^click .*: leads to/, sub { s/^(c\t\d+\t\S+\t\d\t\d+\t)human/$1bot/m });
+told('a click_id for a bot', qr/^click .*: leads to/, sub { s/^(c\t\d+\t\S+\t\d\t\d+\t)human(.*\nC\t.*$id)/$1bot$2/m });
 told('a call that was refused', qr/^call .*: was answered 401 bad_signature/, sub { s/^(T\t\d+\t\d+\t\S+\t)202\t/${1}401\tbad_signature/m });
 told('a replay of nothing', qr/^call .*: is said to be replayed, and was/, sub { s/^(T\t\d+\t\d+\t\S+\t)202\t\t0/${1}200\t\t1/m });
 told('what should be refused', qr/^call .*: was answered 202 , should be refused/, sub { s/^(T\t\d+\t\d+\t\S+\t)422\tvalidation/${1}202\t/m });
