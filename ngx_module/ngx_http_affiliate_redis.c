@@ -37,6 +37,8 @@
 #define NGX_HTTP_AFFILIATE_REDIS_PING          "ping"
 /* Of all arrays of a reply; none that we ask for has more than three. */
 #define NGX_HTTP_AFFILIATE_REDIS_ELEMENTS      64
+/* Of a reply that is not all there yet; what we ask for is much less. */
+#define NGX_HTTP_AFFILIATE_REDIS_REPLY         (1024 * 1024)
 
 
 typedef enum {
@@ -126,6 +128,8 @@ static ngx_int_t ngx_http_affiliate_redis_attach(
 static void ngx_http_affiliate_redis_guard(ngx_http_affiliate_redis_t *rd,
     redisReader *reader);
 static ngx_uint_t ngx_http_affiliate_redis_expected(const redisReadTask *task);
+static ngx_uint_t ngx_http_affiliate_redis_message(const redisReadTask *task,
+    size_t elements, const char *str, size_t len);
 static void *ngx_http_affiliate_redis_create_string(const redisReadTask *task,
     char *str, size_t len);
 static void *ngx_http_affiliate_redis_create_array(const redisReadTask *task,
@@ -133,6 +137,12 @@ static void *ngx_http_affiliate_redis_create_array(const redisReadTask *task,
 static void *ngx_http_affiliate_redis_create_integer(const redisReadTask *task,
     long long value);
 static void *ngx_http_affiliate_redis_create_nil(const redisReadTask *task);
+#if (HIREDIS_MAJOR >= 1)
+static void *ngx_http_affiliate_redis_create_double(const redisReadTask *task,
+    double value, char *str, size_t len);
+static void *ngx_http_affiliate_redis_create_bool(const redisReadTask *task,
+    int value);
+#endif
 static void ngx_http_affiliate_redis_keepalive(ngx_addr_t *addr, int fd);
 static void ngx_http_affiliate_redis_read_handler(ngx_event_t *rev);
 static void ngx_http_affiliate_redis_write_handler(ngx_event_t *wev);
@@ -561,7 +571,7 @@ ngx_http_affiliate_redis_attach(ngx_http_affiliate_redis_t *rd,
  * worker where a server sends one too many.  So the objects of replies are
  * made through these functions, which refuse that one; to hiredis it is a
  * lack of memory, and it closes.  Errors may come unasked, it knows them, and
- * so may messages.
+ * so may messages; but it asserts what a message looks like, too.
  *
  * It also takes as much memory as an array says that it has elements, before
  * any of them has come: what we can not have asked for is refused, too.
@@ -583,6 +593,12 @@ ngx_http_affiliate_redis_guard(ngx_http_affiliate_redis_t *rd,
                                        ngx_http_affiliate_redis_create_integer;
         ngx_http_affiliate_redis_guarded.createNil =
                                         ngx_http_affiliate_redis_create_nil;
+#if (HIREDIS_MAJOR >= 1)
+        ngx_http_affiliate_redis_guarded.createDouble =
+                                        ngx_http_affiliate_redis_create_double;
+        ngx_http_affiliate_redis_guarded.createBool =
+                                        ngx_http_affiliate_redis_create_bool;
+#endif
     }
 
     reader->fn = &ngx_http_affiliate_redis_guarded;
@@ -598,7 +614,6 @@ ngx_http_affiliate_redis_expected(const redisReadTask *task)
     rd = task->privdata;
 
     if (task->parent != NULL || task->type == REDIS_REPLY_ERROR
-        || rd->subscribe
         || (rd->context && rd->context->replies.head != NULL))
     {
         return 1;
@@ -610,11 +625,60 @@ ngx_http_affiliate_redis_expected(const redisReadTask *task)
 }
 
 
+/*
+ * Whether this is, or is a part of, what we can have subscribed to: an array
+ * of three, of which the kind and the channel are strings.  Of anything but a
+ * subscription, it tells whether it is expected.  A nil may have the type of
+ * a string, but has no bytes.
+ */
+
+static ngx_uint_t
+ngx_http_affiliate_redis_message(const redisReadTask *task, size_t elements,
+    const char *str, size_t len)
+{
+    ngx_uint_t                   good;
+    ngx_http_affiliate_redis_t  *rd;
+
+    rd = task->privdata;
+
+    if (rd->context == NULL || !(rd->context->c.flags & REDIS_SUBSCRIBED)
+        || rd->context->replies.head != NULL)
+    {
+        return ngx_http_affiliate_redis_expected(task);
+    }
+
+    if (task->parent == NULL) {
+        good = (elements == 3 || task->type == REDIS_REPLY_ERROR);
+
+    } else if (task->parent->parent != NULL || task->idx > 1) {
+        good = 1;
+
+    } else {
+        good = task->type == REDIS_REPLY_STRING && str != NULL
+               && (task->idx == 1
+                   || (len == sizeof("message") - 1
+                       && ngx_strncasecmp((u_char *) str, (u_char *) "message",
+                                          len) == 0)
+                   || (len == sizeof("subscribe") - 1
+                       && ngx_strncasecmp((u_char *) str,
+                                          (u_char *) "subscribe", len) == 0));
+    }
+
+    if (good) {
+        return 1;
+    }
+
+    ngx_http_affiliate_redis_fail(rd, "unexpected message",
+                                  sizeof("unexpected message") - 1);
+    return 0;
+}
+
+
 static void *
 ngx_http_affiliate_redis_create_string(const redisReadTask *task, char *str,
     size_t len)
 {
-    return ngx_http_affiliate_redis_expected(task)
+    return ngx_http_affiliate_redis_message(task, 0, str, len)
            ? ngx_http_affiliate_redis_objects->createString(task, str, len)
            : NULL;
 }
@@ -626,7 +690,7 @@ ngx_http_affiliate_redis_create_array(const redisReadTask *task,
 {
     ngx_http_affiliate_redis_t  *rd;
 
-    if (!ngx_http_affiliate_redis_expected(task)) {
+    if (!ngx_http_affiliate_redis_message(task, (size_t) elements, NULL, 0)) {
         return NULL;
     }
 
@@ -652,7 +716,7 @@ static void *
 ngx_http_affiliate_redis_create_integer(const redisReadTask *task,
     long long value)
 {
-    return ngx_http_affiliate_redis_expected(task)
+    return ngx_http_affiliate_redis_message(task, 0, NULL, 0)
            ? ngx_http_affiliate_redis_objects->createInteger(task, value)
            : NULL;
 }
@@ -661,9 +725,32 @@ ngx_http_affiliate_redis_create_integer(const redisReadTask *task,
 static void *
 ngx_http_affiliate_redis_create_nil(const redisReadTask *task)
 {
-    return ngx_http_affiliate_redis_expected(task)
+    return ngx_http_affiliate_redis_message(task, 0, NULL, 0)
            ? ngx_http_affiliate_redis_objects->createNil(task) : NULL;
 }
+
+
+#if (HIREDIS_MAJOR >= 1)
+
+static void *
+ngx_http_affiliate_redis_create_double(const redisReadTask *task, double value,
+    char *str, size_t len)
+{
+    return ngx_http_affiliate_redis_message(task, 0, NULL, 0)
+           ? ngx_http_affiliate_redis_objects->createDouble(task, value, str,
+                                                            len)
+           : NULL;
+}
+
+
+static void *
+ngx_http_affiliate_redis_create_bool(const redisReadTask *task, int value)
+{
+    return ngx_http_affiliate_redis_message(task, 0, NULL, 0)
+           ? ngx_http_affiliate_redis_objects->createBool(task, value) : NULL;
+}
+
+#endif
 
 
 /* A peer that vanished is noticed also where nothing is ever sent. */
@@ -715,6 +802,16 @@ ngx_http_affiliate_redis_read_handler(ngx_event_t *rev)
     }
 
     redisAsyncHandleRead(rd->context);
+
+    /* on a subscription, no command would run into its timeout */
+
+    if (rd->context && rd->context->c.reader->len
+                       - rd->context->c.reader->pos
+                       > NGX_HTTP_AFFILIATE_REDIS_REPLY)
+    {
+        ngx_http_affiliate_redis_fail(rd, "too large a reply",
+                                      sizeof("too large a reply") - 1);
+    }
 }
 
 
