@@ -3,7 +3,8 @@
 # make bench        benchmarks: ratios, each beside its reference
 # make asan         both once more under AddressSanitizer and UBSan, with fault points, into build/asan/
 # make lint format  clang-format, clang-tidy, cppcheck, shellcheck
-# make fuzz SECONDS=60    each fuzz target that long, or RUNS= times, then raw requests to nginx; TARGETS=, SEED= as printed
+# make fuzz SECONDS=60    each fuzz target that long, or RUNS= times, then raw requests to nginx, and a hostile
+#                         Redis behind it; TARGETS=, SEED= as printed
 # make model SEED= EVENTS=1000000    random histories of orders beside a model of the money; HISTORY=20000 each
 # make soak MINUTES=30 RATE=1000 SEED=    constant load with reloads: what everything takes, and which of it grows
 # make faults SEED= RUNS=10 SECONDS=15 JOBS=2    traffic, random faults, and an auditor that compares: t/fault/run
@@ -178,7 +179,7 @@ bench: all $(TOOLS)
 	perl -It/lib t/bench/run
 
 # libFuzzer's favour for rare features costs small targets up to a third of their time, and covers no more of them.
-TARGETS ?= $(FUZZERS) nginx
+TARGETS ?= $(FUZZERS) nginx redis
 FUZZ     = -entropic=0 -print_final_stats=1 $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS))
 
 fuzz: $(patsubst %,$(BUILD)/t/fuzz/%,$(filter $(FUZZERS),$(TARGETS))) asan $(TOOLS) $(FICKLE)
@@ -188,7 +189,7 @@ fuzz: $(patsubst %,$(BUILD)/t/fuzz/%,$(filter $(FUZZERS),$(TARGETS))) asan $(TOO
 	        > $(BUILD)/t/fuzz/$$f.log 2>&1 || { tail -40 $(BUILD)/t/fuzz/$$f.log; exit 1; }; \
 	    awk -v f=$$f '/number_of_executed_units/ { printf "%-12s %12d executions\n", f, $$2 }' $(BUILD)/t/fuzz/$$f.log; \
 	done
-	@for f in $(filter nginx,$(TARGETS)); do \
+	@for f in $(filter nginx redis,$(TARGETS)); do \
 	    perl -It/lib t/fuzz/$$f $(SECONDS) $(SEED) > $(BUILD)/t/fuzz/$$f.log 2>&1 || \
 	        { tail -40 $(BUILD)/t/fuzz/$$f.log; exit 1; }; \
 	    sed -n 's/^# '$$f': \([0-9]*\) requests.*/\1/p' $(BUILD)/t/fuzz/$$f.log | \

@@ -1,5 +1,5 @@
-# Every fuzz target over its committed seeds, under the sanitizers, and a few raw requests to nginx, which t/fuzz/nginx
-# makes from this run's seed.
+# Every fuzz target over its committed seeds, under the sanitizers, and a few raw requests to nginx and a few replies of a
+# hostile Redis, which t/fuzz/nginx and t/fuzz/redis make from this run's seed.
 
 use strict;
 use warnings;
@@ -17,11 +17,11 @@ for my $target (sort map { m{([^/]+)\.c$} } glob "$top/t/fuzz/*.c") {
     ok($code == 0 && @seeds > 0, "$target: " . @seeds . ' seeds') or diag($out . $err);
 }
 
-{
-    my ($code, $out, $err) = $t->run($^X, "-I$Affiliated::Test::TOP/t/lib", "$top/t/fuzz/nginx", 0, $t->{seed});
-    my ($told) = $out =~ /^# (nginx: .*)/m;
+for my $script (qw(nginx redis)) {
+    my ($code, $out, $err) = $t->run($^X, "-I$Affiliated::Test::TOP/t/lib", "$top/t/fuzz/$script", 0, $t->{seed});
+    my ($told) = $out =~ /^# ($script: .*)/m;
 
-    ok($code == 0 && $told, $told || 'nginx') or diag($out . $err);
+    ok($code == 0 && $told, $told || $script) or diag($out . $err);
 }
 
 done_testing();

@@ -17,7 +17,8 @@ package Affiliated::Test;
 # Whoever runs it as root gets nginx's workers as www-data, and PostgreSQL, Redis and affiliated as postgres.
 #
 # new(%o)              master_keys => text of the key file; dir is $t->{dir}: a new one, or dir => an empty one that stays;
-#                      preload => a library for nginx and affiliated, env => {...} more of their environment
+#                      preload => a library for nginx and affiliated, env => {...} more of their environment;
+#                      sanitizer => more of ASAN_OPTIONS
 # path($name)          a path in the directory;  write($name, $text) writes one and returns its path;  slurp($path)
 # port                 a free TCP port, kept for this process
 # random($n)           0 .. $n-1, from the seed
@@ -118,7 +119,7 @@ sub new
         dir => $dir, seed => $seed, build => $build, tools => "$TOP/build/t/lib", asan => $asan,
         module => "$build/ngx_http_affiliate_module.so",
         processes => {}, locks => [], allowed => [], nginx_count => 0,
-        keep => defined $o{dir}, preload => $o{preload}, env => $o{env} || {},
+        keep => defined $o{dir}, preload => $o{preload}, env => $o{env} || {}, sanitizer => $o{sanitizer},
     }, $class;
 
     chmod 0755, $dir;
@@ -416,7 +417,7 @@ sub _sanitizer_env
         %{ $self->{env} },
         AFFILIATED_FAULT_FILE => $self->path($nginx ? 'nginx.faults' : 'daemon.faults'),
         (@preload ? (LD_PRELOAD => join ':', @preload) : ()),
-        ASAN_OPTIONS => 'abort_on_error=1:disable_coredump=1:detect_leaks=' . (@preload ? 0 : 1),
+        ASAN_OPTIONS => 'abort_on_error=1:disable_coredump=1:detect_leaks=' . (@preload ? 0 : 1) . ($self->{sanitizer} ? ":$self->{sanitizer}" : ''),
         UBSAN_OPTIONS => 'print_stacktrace=1:halt_on_error=1',
     };
 }
