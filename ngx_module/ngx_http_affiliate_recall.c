@@ -11,9 +11,9 @@
  * another MAC is as none.
  */
 
-#include <openssl/crypto.h>
-
 #include "ngx_http_affiliate_call.h"
+
+#include <openssl/crypto.h>
 
 #include "../protocol/bytes.h"
 #include "../protocol/signature.h"
