@@ -627,7 +627,7 @@ ngx_http_affiliate_redis_expected(const redisReadTask *task)
 
 /*
  * Whether this is, or is a part of, what we can have subscribed to: an array
- * of three, of which the kind and the channel are strings.  Of anything but a
+ * of three, of which the kind and the channel are ours.  Of anything but a
  * subscription, it tells whether it is expected.  A nil may have the type of
  * a string, but has no bytes.
  */
@@ -653,15 +653,20 @@ ngx_http_affiliate_redis_message(const redisReadTask *task, size_t elements,
     } else if (task->parent->parent != NULL || task->idx > 1) {
         good = 1;
 
+    } else if (task->type != REDIS_REPLY_STRING || str == NULL) {
+        good = 0;
+
+    } else if (task->idx == 1) {
+        good = (len == rd->channel.len
+                && ngx_memcmp(str, rd->channel.data, len) == 0);
+
     } else {
-        good = task->type == REDIS_REPLY_STRING && str != NULL
-               && (task->idx == 1
-                   || (len == sizeof("message") - 1
-                       && ngx_strncasecmp((u_char *) str, (u_char *) "message",
-                                          len) == 0)
-                   || (len == sizeof("subscribe") - 1
-                       && ngx_strncasecmp((u_char *) str,
-                                          (u_char *) "subscribe", len) == 0));
+        good = ((len == sizeof("message") - 1
+                 && ngx_strncasecmp((u_char *) str, (u_char *) "message", len)
+                    == 0)
+                || (len == sizeof("subscribe") - 1
+                    && ngx_strncasecmp((u_char *) str, (u_char *) "subscribe",
+                                       len) == 0));
     }
 
     if (good) {

@@ -25,6 +25,8 @@ my @bad = (
     $good . "*3\r\n+message\r\n" . bulk('aff:invalidate') . bulk('all'),
     $good . "*3\r\n" . bulk('unsubscribe') . bulk('aff:invalidate') . bulk('all'),
     $good . "*3\r\n" . bulk('unsubscribe') . bulk('aff:invalidate') . ":0\r\n",
+    $good . "*3\r\n" . bulk('subscribe') . bulk('aff:other') . ":1\r\n",
+    $good . "*3\r\n" . bulk('message') . bulk('aff:other') . bulk('all'),
     $good . "*4\r\n" . bulk('pmessage') . bulk('aff:*') . bulk('aff:invalidate') . bulk('all'),
     $good . "*3\r\n" . bulk('') . bulk('') . bulk(''),
     $good . ":1\r\n",
