@@ -237,32 +237,66 @@ redis_judge(struct redis *redis, redisReply *reply)
     return reply;
 }
 
+/*
+ * The next reply, as redisGetReply() gives it, but no longer than REDIS_REPLY_MAX: a server, or
+ * what is in its place, could send a string without end. NULL with the connection closed on an
+ * error.
+ */
+static redisReply *
+redis_receive(struct redis *redis)
+{
+    redisContext *context = redis->context;
+    size_t received = 0;
+    void *reply = NULL;
+    int written = 0;
+    bool ok = context != NULL && redisGetReplyFromReader(context, &reply) == REDIS_OK;
+
+    while (ok && reply == NULL && !written) {
+        ok = redisBufferWrite(context, &written) == REDIS_OK;
+    }
+
+    while (ok && reply == NULL) {
+        size_t held = context->reader->len;
+
+        ok = redisBufferRead(context) == REDIS_OK;
+        received += context->reader->len - held;
+        if (received > REDIS_REPLY_MAX) {
+            snprintf(redis->error, sizeof(redis->error), "a reply of more than %lu bytes",
+                REDIS_REPLY_MAX);
+            redis_close(redis);
+            return NULL;
+        }
+
+        ok = ok && redisGetReplyFromReader(context, &reply) == REDIS_OK;
+    }
+
+    return redis_judge(redis, ok ? reply : NULL);
+}
+
 redisReply *
 redis_command(struct redis *redis, const char *format, ...)
 {
     va_list args;
-    redisReply *reply;
+    int result = REDIS_ERR;
 
-    if (redis->context == NULL) {
-        redis_lost(redis);
-        return NULL;
+    if (redis->context != NULL) {
+        va_start(args, format);
+        result = redisvAppendCommand(redis->context, format, args);
+        va_end(args);
     }
 
-    va_start(args, format);
-    reply = redisvCommand(redis->context, format, args);
-    va_end(args);
-    return redis_judge(redis, reply);
+    return result == REDIS_OK ? redis_receive(redis) : redis_judge(redis, NULL);
 }
 
 redisReply *
 redis_command_argv(struct redis *redis, int argc, const char **argv, const size_t *lengths)
 {
-    if (redis->context == NULL) {
-        redis_lost(redis);
-        return NULL;
+    if (redis->context == NULL ||
+        redisAppendCommandArgv(redis->context, argc, argv, lengths) != REDIS_OK) {
+        return redis_judge(redis, NULL);
     }
 
-    return redis_judge(redis, redisCommandArgv(redis->context, argc, argv, lengths));
+    return redis_receive(redis);
 }
 
 bool
@@ -305,20 +339,14 @@ redis_collect(struct redis *redis)
     bool ok = true;
 
     while (redis->pending > 0) {
-        void *reply = NULL;
+        redisReply *reply = redis_receive(redis);
 
-        if (redis->context == NULL || redisGetReply(redis->context, &reply) != REDIS_OK) {
-            redis_lost(redis);
+        if (redis->context == NULL) {
             return false;
         }
 
         redis->pending--;
-        reply = redis_judge(redis, reply);
-        if (reply == NULL) {
-            ok = false;
-        } else {
-            freeReplyObject(reply);
-        }
+        ok = redis_succeeds(reply) && ok;
     }
 
     return ok;

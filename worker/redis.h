@@ -8,10 +8,17 @@
 
 #include "worker/config.h"
 
+#include "protocol/batch.h"
+
 #include <hiredis.h>
 
 #define REDIS_RUN_ID_MAX 64
 #define REDIS_ID_MAX     48 /* bytes of a stream id with its end: two 64-bit numbers */
+
+/* Entries that one command may ask for, and bytes that are read for it: one of the
+ * largest batches of each stream. */
+#define REDIS_ENTRIES_MAX AFF_STREAMS_MAX
+#define REDIS_REPLY_MAX   ((REDIS_ENTRIES_MAX + 1UL) * AFF_BATCH_MAX)
 
 struct redis {
     redisContext *context; /* NULL when not connected */

@@ -342,8 +342,10 @@ stream_learn(struct stream *stream, const struct load *load, size_t known)
 
     if (largest != 0) {
         size_t fit = READ_BYTES / (largest * stream->streams);
+        size_t most = REDIS_ENTRIES_MAX / stream->streams;
 
-        stream->read_count = fit < 1 ? 1 : fit > READ_COUNT ? READ_COUNT : (unsigned) fit;
+        most = most > READ_COUNT ? READ_COUNT : most;
+        stream->read_count = (unsigned) (fit < 1 ? 1 : fit > most ? most : fit);
     }
 }
 

@@ -1,4 +1,5 @@
-# A Redis, or what is in its place, that claims more than it sends: the daemon takes no memory for it, and goes on afterwards.
+# A Redis, or what is in its place, that claims more than it sends, or sends without end: the daemon takes no memory for
+# it, and goes on afterwards.
 
 use Affiliated::Test;
 use Affiliated::Daemon;
@@ -21,16 +22,20 @@ sub peak
 }
 
 my $usual = peak();
-for my $mode (qw(array arrays)) {
+my $stored = 100;
+for my $mode (qw(array arrays endless)) {
     my $failures = value($t, 'clicks', 'failures_total');
 
     $stub->mode($mode);
     $t->wait_until("$mode: it fails", sub { value($t, 'clicks', 'failures_total') >= $failures + 2 });
     $stub->mode('pass');
     produce($t, count => 50, seed => length $mode);
-    $t->wait_until("$mode: and works again", sub { clicks($t) == ($mode eq 'array' ? 150 : 200) });
+    $stored += 50;
+    $t->wait_until("$mode: and works again", sub { clicks($t) == $stored });
     ok($t->alive('daemon'), "$mode: the daemon lives");
     cmp_ok(peak(), '<', $usual + 512, "$mode: and has taken no memory for what never came");
 }
+
+like($t->daemon_log, qr/Redis: a reply of more than \d+ bytes/, 'endless: the log says why');
 
 done_testing();

@@ -64,6 +64,7 @@ package Affiliated::Test;
 #     rst    half a reply, then RST (tcp)     extra    each reply is followed by one that nobody asked for
 #     array   an array of 2^30 elements, as it says    arrays   60 000, each an array of as many
 #     refuse  closes at once                  big      a 20 KB bulk string instead of each reply, in pieces
+#     endless the first 80 MiB of a string
 #   ->commands: list of array references, as they came
 
 use strict;
@@ -1427,6 +1428,11 @@ sub _commands
             $self->_send($pair, "*1073741823\r\n", 'pass');
         } elsif ($mode eq 'arrays') {
             $self->_send($pair, "*60000\r\n" . "*60000\r\n" x 4000, 'pass');
+        } elsif ($mode eq 'endless') {
+            syswrite $pair->{client}, "\$1073741823\r\n";
+            for (1 .. 80) {
+                syswrite $pair->{client}, "x" x (1 << 20) or last;
+            }
         } elsif ($mode eq 'big') {
             $self->_send($pair, "\$20480\r\n" . ('x' x 20480) . "\r\n", 'pass') for 1;
         } elsif ($pair->{server}) {
