@@ -726,11 +726,14 @@ sub nginx_conf
         my $redis = $o{redis} || 'unix:' . ($self->{redis_socket} || $self->path('redis/redis.sock'));
         my $zone = $o{zone} || '8m';
         my $spool = defined $o{spool} ? $o{spool} : 'max_size=64m segment=1m';
+        # A crowded machine may need longer than the default to connect and to ask; no test is about that.
+        my $patience = $add{http} =~ /affiliate_lookup_timeout/ ? '' : 'affiliate_lookup_timeout 2s;';
         $ours = <<"END";
     affiliate_zone affiliate:$zone;
     affiliate_redis $redis;
     affiliate_key_file $self->{keys};
     affiliate_spool $self->{dir}/spool $spool;
+    $patience
 END
         $locations = <<'END';
         location /r/ { affiliate_redirect; }
