@@ -29,7 +29,7 @@ use Affiliated::Load;
 our @ISA = ('Affiliated::Load');
 
 my ($KIB, $MIB) = (1024, 1024 * 1024);
-my ($LINKS, $UNKNOWN, $BURSTS, $BATCH) = (5000, 20_000, 50, 50);
+my ($LINKS, $UNKNOWN, $BURSTS, $BATCH, $VISIT) = (5000, 20_000, 50, 50, 10_000);
 
 # Fewer samples tell nothing: a run goes on until it has as many, however slow the machine.
 my $LEAST = 12;
@@ -60,15 +60,14 @@ our @SERIES = (
     { name => 'acked', column => 'acked', share => 0.05, allow => 8, title => 'aff:acked:, keys' },
     { name => 'idem', column => 'idem', share => 0.05, allow => 30, title => 'aff:idem:, keys' },
     { name => 'others', column => 'other', share => 0, allow => 0, title => 'other keys of Redis' },
-    { name => 'clicks_length', column => 'sclick', share => 0.05, allow => 200, title => 'aff:clicks:, entries' },
-    { name => 'conversions_length', column => 'sconv', share => 0.05, allow => 100, title => 'aff:conversions:, entries' },
+    { name => 'stream_each', column => 'entries', share => 0.05, allow => 0.2, title => 'aff:clicks: and aff:conversions:, entries a batch of the window' },
     { name => 'spool_disk', column => 'spool', unit => 'KiB', share => 0.05, allow => 2 * $MIB, title => 'spool, bytes on disk' },
     { name => 'spool_files', column => 'files', share => 0, allow => 2, title => 'spool, files' },
     { name => 'spool_bytes', column => 'unack', unit => 'KiB', share => 0.05, allow => $MIB, title => 'spool, not acknowledged' },
     { name => 'pg_connections', column => 'pgconn', share => 0, allow => 1, title => 'PostgreSQL, connections of affiliated' },
     { name => 'backend_memory', column => 'be.mem', unit => 'KiB', share => 0.01, allow => 512 * $KIB, lives => 1, title => 'PostgreSQL, memory of a backend in its life' },
     { name => 'backend_tables', column => 'temp', unit => 'KiB', share => 0, allow => $TEMP_BUFFERS, lives => 1, title => 'PostgreSQL, temp_buffers of it (64 MiB at most)' },
-    { name => 'inbox', column => 'inbox', unit => 'KiB', share => 0.05, allow => 256 * $KIB, title => 'inbox, bytes' },
+    { name => 'inbox_each', column => 'B/batch', share => 0.1, allow => 32, title => 'inbox, bytes a batch that it has to know' },
     { name => 'dead_letter', column => 'dead', unit => 'KiB', share => 0, allow => 0, title => 'dead_letter, bytes' },
     { name => 'partitions', column => 'parts', share => 0, allow => 1, title => 'partitions of click' },
     { name => 'catalog', column => 'catal', unit => 'KiB', share => 0.05, allow => 512 * $KIB, title => 'catalogs of PostgreSQL, bytes' },
@@ -162,6 +161,11 @@ sub _buy
             return delete $self->{buying};
         }
         $self->_note($r->{status} == 302 ? 'recorded' : $r->{status} == 404 ? 'unknown' : $r->{status} == 503 ? 'refused' : "odd\tclick: $r->{status}");
+    }
+    # For as long as a connection lives, nginx keeps a little of each buffer that requests behind one another needed.
+    if (($self->{bought} += $n) >= $VISIT) {
+        $connection->close;
+        delete @$self{qw(buying bought)};
     }
 }
 
@@ -331,6 +335,17 @@ sub _postgres
     $self->_backends($s, split / /, $backends);
     $s->{click_each} = $click_rows ? $click_bytes / $click_rows : 0;
     $s->{order_each} = $events ? $book_bytes / $events : 0;
+    $s->{stream_each} = ($s->{clicks_length} + $s->{conversions_length}) / $self->_batches($s, $self->{window});
+    $s->{inbox_each} = $s->{inbox} / $self->_batches($s, $self->{inbox_window});
+}
+
+# Batches of the last so many seconds. How many there are depends on how busy the machine is, and what is kept of them with it.
+sub _batches
+{
+    my ($self, $s, $seconds) = @_;
+    my ($before) = grep { $_->{at} >= $s->{at} - $seconds } @{ $self->{samples} };
+
+    return max(1, $s->{batches} - ($before ? $before->{batches} : 0));
 }
 
 # A backend writes what it has into the log, when it comes to that: what is read here it was asked for the last time.
