@@ -781,8 +781,1176 @@ $$;
 
 comment on function affiliate.page is 'Lists of the API: order, cursor and limit; see its source';
 
-select affiliate.enter_as_tenant(
-    'affiliate.record(affiliate.actor, text, text, text, jsonb, jsonb, text)',
-    'affiliate.notify(bigint, text, jsonb)');
-select affiliate.enter_as_api('affiliate.api_call(jsonb, text, jsonb, jsonb)');
+-- ---------------------------------------------------------------------------------------------------------------
+-- Operations of people
+-- ---------------------------------------------------------------------------------------------------------------
+
+select affiliate.fence('affiliate.person', p_merchant => null);
+revoke select on affiliate.person from affiliate_tenant;
+grant select (user_id, email, name, verified_at, is_admin, suspended_at, version, created_at) on affiliate.person to affiliate_tenant;
+select affiliate.fence('affiliate.site_verification');
+select affiliate.fence('affiliate.payout_method', p_merchant => null, p_affiliate => 'affiliate_id');
+grant select on affiliate.promotion, affiliate.payout_kind to affiliate_tenant;
+
+-- Members with what is told of them.
+create function affiliate.members_of(p_merchant_id bigint)
+returns table (user_id bigint, name text, created_at timestamptz, role text, json jsonb)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select m.user_id, p.name, m.created_at, m.role, affiliate.member_json(m)
+      from affiliate.member m
+      join affiliate.person p using (user_id)
+     where m.merchant_id = p_merchant_id
+$$;
+
+create function affiliate.sessions_of(p_actor affiliate.actor)
+returns table (session_id bigint, created_at timestamptz, json jsonb)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select s.session_id, s.created_at,
+           affiliate.session_json(s) || jsonb_build_object('current', s.session_id is not distinct from p_actor.session_id)
+      from affiliate.live_sessions(p_actor.user_id) s
+$$;
+
+create function affiliate.merchants_of(p_user_id bigint)
+returns table (merchant_id bigint, name text, json jsonb)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select x.merchant_id, x.name, affiliate.merchant_json(x) || jsonb_build_object('role', m.role)
+      from affiliate.member m
+      join affiliate.merchant x using (merchant_id)
+     where m.user_id = p_user_id
+$$;
+
+create function affiliate.invitation_rows(p_actor affiliate.actor)
+returns table (invitation_id bigint, created_at timestamptz, json jsonb)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select i.invitation_id, i.created_at, affiliate.invitation_json(i)
+      from affiliate.invitations_of(p_actor) i
+$$;
+
+-- Registration, and what is mailed. Whether an address is somebody's changes nothing of the answers.
+
+create function affiliate.answer_accepted(p_row jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.answer('{"status": 202}');
+    return next p_row;
+end
+$$;
+
+create function affiliate.answer_created(p_location text, p_row jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.answer(jsonb_build_object('status', 201, 'location', '/api/v1' || p_location));
+    if p_row ? 'version' then
+        perform affiliate.answer_version((p_row ->> 'version')::bigint);
+    end if;
+    return next p_row;
+end
+$$;
+
+create function affiliate.answer_object(p_row jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    if p_row is null then
+        perform affiliate.problem(404, 'not_found', 'There is no such thing.');
+    end if;
+    if p_row ? 'version' then
+        perform affiliate.answer_version((p_row ->> 'version')::bigint);
+    end if;
+    return next p_row;
+end
+$$;
+
+-- Nothing to show: 204.
+create function affiliate.answer_nothing()
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.answer('{"status": 204}');
+end
+$$;
+
+create function affiliate.register(p_actor affiliate.actor, p_request jsonb, p_as text)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.text_field(p_request, 'name', 200);
+    perform affiliate.address_form(p_request, 'email');
+    perform affiliate.check_application(p_as, p_request - '{email,name,_password}'::text[]);
+    perform affiliate.register_person(p_actor, p_request,
+        jsonb_build_object('as', p_as, 'fields', p_request - '{email,name,_password}'::text[]));
+    return query select affiliate.answer_accepted(jsonb_build_object('email', p_request ->> 'email'));
+end
+$$;
+
+create function affiliate.api_registration_affiliate_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{email,name,_password}', '{display_name,country,phone,description,channels,methods}');
+    return query select affiliate.register(p_actor, p_request, 'affiliate');
+end
+$$;
+
+create function affiliate.api_registration_merchant_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{email,name,_password,business_name,website}',
+        '{legal_name,registration_no,tax_no,country,address,phone,contact_email,description}');
+    return query select affiliate.register(p_actor, p_request, 'merchant');
+end
+$$;
+
+create function affiliate.api_registration_person_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{email,name,_password}');
+    return query select affiliate.register(p_actor, p_request, 'person');
+end
+$$;
+
+create function affiliate.api_email_verification_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_user,_nonce,_expires}');
+    return next affiliate.verify_person(p_actor, p_request);
+end
+$$;
+
+create function affiliate.api_password_reset_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{email}');
+    perform affiliate.ask_password_reset(affiliate.address_form(p_request, 'email'));
+    return query select affiliate.answer_accepted(jsonb_build_object('email', p_request ->> 'email'));
+end
+$$;
+
+create function affiliate.api_password_reset_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_user,_nonce,_expires,_password}');
+    perform affiliate.reset_password(p_actor, p_request);
+    return query select affiliate.answer_nothing();
+end
+$$;
+
+-- A person's own.
+
+create function affiliate.api_session_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request);
+    return next affiliate.session_view(p_actor.session_id);
+end
+$$;
+
+create function affiliate.api_session_delete(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request);
+    perform affiliate.revoke_session(p_actor, p_actor.session_id);
+    return query select affiliate.answer_nothing();
+end
+$$;
+
+create function affiliate.api_session_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.sessions_of($1)', 'x.json',
+                                       '{-created_at timestamptz}', 'session_id bigint');
+end
+$$;
+
+-- The id in a path; what can be none is not there.
+create function affiliate.path_id(p_request jsonb, p_field text)
+returns bigint
+language sql immutable parallel safe
+return case when p_request ->> p_field ~ '^[1-9][0-9]{0,17}$' then (p_request ->> p_field)::bigint else 0 end;
+
+create function affiliate.api_session_revoke(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{session}');
+    perform affiliate.revoke_session(p_actor, affiliate.path_id(p_request, 'session'));
+    return query select affiliate.answer_nothing();
+end
+$$;
+
+create function affiliate.api_me_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request);
+    return query select affiliate.answer_object(affiliate.person_view(p_actor.user_id));
+end
+$$;
+
+create function affiliate.api_me_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{}', '{name}');
+    return query select affiliate.answer_object(affiliate.change_person(p_actor, p_request));
+end
+$$;
+
+create function affiliate.api_me_email_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{email,_current}');
+    perform affiliate.ask_email_change(p_actor, p_request);
+    return query select affiliate.answer_accepted(jsonb_build_object('email', p_request ->> 'email'));
+end
+$$;
+
+create function affiliate.api_me_password_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_current,_password,_token,_csrf}');
+    return next affiliate.change_password(p_actor, p_request);
+end
+$$;
+
+create function affiliate.api_me_totp_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_current,_secret}');
+    perform affiliate.offer_totp(p_actor, p_request);
+    perform affiliate.answer('{"status": 201}');
+    return next jsonb_build_object('_secret', p_request -> '_secret');
+end
+$$;
+
+create function affiliate.api_me_totp_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_step,_codes,_recovery}');
+    perform affiliate.confirm_totp(p_actor, p_request);
+    return next jsonb_build_object('totp', true, '_recovery', p_request -> '_recovery');
+end
+$$;
+
+create function affiliate.api_me_totp_delete(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_current}');
+    perform affiliate.drop_totp(p_actor, p_request);
+    return query select affiliate.answer_nothing();
+end
+$$;
+
+create function affiliate.api_me_recovery_codes_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_current,_codes,_recovery}');
+    perform affiliate.renew_recovery_codes(p_actor, p_request);
+    perform affiliate.answer('{"status": 201}');
+    return next jsonb_build_object('totp', true, '_recovery', p_request -> '_recovery');
+end
+$$;
+
+create function affiliate.api_invitation_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.invitation_rows($1)', 'x.json',
+                                       '{-created_at timestamptz}', 'invitation_id bigint');
+end
+$$;
+
+create function affiliate.api_invitation_accept(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{invitation}');
+    return next affiliate.settle_invitation(p_actor, affiliate.path_id(p_request, 'invitation'), true);
+end
+$$;
+
+create function affiliate.api_invitation_decline(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{invitation}');
+    perform affiliate.settle_invitation(p_actor, affiliate.path_id(p_request, 'invitation'), false);
+    return query select affiliate.answer_nothing();
+end
+$$;
+
+create function affiliate.api_merchant_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.merchants_of($1.user_id)', 'x.json',
+                                       '{name text}', 'merchant_id bigint');
+end
+$$;
+
+-- Who is a person already applies without registering again.
+create function affiliate.api_merchant_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    id bigint;
+begin
+    perform affiliate.check_request(p_request, '{business_name,website}',
+        '{legal_name,registration_no,tax_no,country,address,phone,contact_email,description}');
+    perform affiliate.check_application('merchant', p_request);
+    id := affiliate.apply_as_merchant(p_actor, p_request);
+    return query select affiliate.answer_created('/merchants/' || id, affiliate.merchant_view(id));
+end
+$$;
+
+create function affiliate.api_affiliate_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{}', '{display_name,country,phone,description,channels,methods}');
+    perform affiliate.check_application('affiliate', p_request);
+    return query select affiliate.answer_created('/affiliate',
+        affiliate.affiliate_view(affiliate.apply_as_affiliate(p_actor, p_request)));
+end
+$$;
+
+-- An affiliate's.
+
+create function affiliate.api_affiliate_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request);
+    return query select affiliate.answer_object(affiliate.affiliate_view(p_actor.affiliate_id));
+end
+$$;
+
+create function affiliate.api_affiliate_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{}', '{display_name,country,phone,description,channels,methods}');
+    return query select affiliate.answer_object(affiliate.change_affiliate(p_actor, p_actor.affiliate_id, p_request));
+end
+$$;
+
+-- After a rejection, with what was wrong put right.
+create function affiliate.api_affiliate_submit(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request);
+    return query select affiliate.answer_object(affiliate.decide_affiliate(p_actor, p_actor.affiliate_id, 'submit', null));
+end
+$$;
+
+create function affiliate.api_payout_method_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request,
+        'select p, p.payout_method_id, p.created_at from affiliate.payout_method p where p.affiliate_id = $1.affiliate_id and p.removed_at is null',
+        'affiliate.payout_method_json(x.p)', '{created_at timestamptz}', 'payout_method_id bigint');
+end
+$$;
+
+create function affiliate.api_payout_method_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    made jsonb;
+begin
+    perform affiliate.check_request(p_request, '{kind,holder,account}', '{bank,branch,default}');
+    made := affiliate.add_payout_method(p_actor, p_actor.affiliate_id, p_request);
+    return query select affiliate.answer_created('/affiliate/payout-methods/' || (made ->> 'payout_method'), made);
+end
+$$;
+
+create function affiliate.api_payout_method_default(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{payout_method}');
+    return query select affiliate.answer_object(affiliate.make_payout_default(p_actor, p_actor.affiliate_id, p_request));
+end
+$$;
+
+create function affiliate.api_payout_method_delete(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{payout_method}');
+    perform affiliate.remove_payout_method(p_actor, p_actor.affiliate_id, p_request);
+    return query select affiliate.answer_nothing();
+end
+$$;
+
+-- A merchant's.
+
+create function affiliate.api_merchant_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request);
+    return query select affiliate.answer_object(affiliate.merchant_view(p_actor.merchant_id));
+end
+$$;
+
+create function affiliate.api_merchant_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{}',
+        '{name,hosts,legal_name,registration_no,tax_no,country,address,phone,contact_email,website,description}');
+    return query select affiliate.answer_object(affiliate.change_merchant(p_actor, p_actor.merchant_id, p_request));
+end
+$$;
+
+create function affiliate.api_merchant_submit(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request);
+    return query select affiliate.answer_object(affiliate.decide_merchant(p_actor, p_actor.merchant_id, 'submit', null));
+end
+$$;
+
+create function affiliate.api_site_verification_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request,
+        'select s, s.host, s.started_at from affiliate.site_verification s where s.merchant_id = $1.merchant_id',
+        'affiliate.site_verification_json(x.s)', '{host text,started_at timestamptz}', 'host text');
+end
+$$;
+
+create function affiliate.api_site_verification_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    host text;
+begin
+    perform affiliate.check_request(p_request, '{host}', '{method}');
+    host := lower(affiliate.form_field(p_request, 'host', 253,
+        '^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{0,61}[A-Za-z0-9]$', 'must be a host name, like shop.example'));
+    return query select affiliate.answer_created(format('/merchants/%s/site-verifications', p_actor.merchant_id),
+        affiliate.start_site_verification(p_actor, host,
+            coalesce(affiliate.form_field(p_request, 'method', 4, '^(dns|file)$', 'must be dns or file'), 'dns')));
+end
+$$;
+
+create function affiliate.api_member_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request, '{role}');
+    return query select affiliate.page(p_actor, p_request,
+        'select * from affiliate.members_of($1.merchant_id) m where m.role = coalesce(affiliate.role_field($2), m.role)',
+        'x.json', '{created_at timestamptz,name text}', 'user_id bigint');
+end
+$$;
+
+create function affiliate.api_member_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{user,role}');
+    return query select affiliate.answer_object(affiliate.change_member(p_actor, p_actor.merchant_id, affiliate.path_id(p_request, 'user'),
+                                                                        affiliate.role_field(p_request), p_request));
+end
+$$;
+
+create function affiliate.api_member_delete(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{user}');
+    perform affiliate.remove_member(p_actor, p_actor.merchant_id, affiliate.path_id(p_request, 'user'));
+    return query select affiliate.answer_nothing();
+end
+$$;
+
+create function affiliate.api_member_invitation_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request,
+        'select i, i.invitation_id, i.created_at from affiliate.invitation i where i.merchant_id = $1.merchant_id and i.expires_at > now()',
+        'affiliate.invitation_json(x.i)', '{-created_at timestamptz}', 'invitation_id bigint');
+end
+$$;
+
+create function affiliate.api_member_invitation_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{email,role}');
+    return query select affiliate.answer_created(format('/merchants/%s/invitations', p_actor.merchant_id),
+        affiliate.invite_member(p_actor, affiliate.address_form(p_request, 'email'), affiliate.role_field(p_request)));
+end
+$$;
+
+create function affiliate.api_member_invitation_delete(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{invitation}');
+    perform affiliate.withdraw_invitation(p_actor, p_actor.merchant_id, affiliate.path_id(p_request, 'invitation'));
+    return query select affiliate.answer_nothing();
+end
+$$;
+
+create function affiliate.audit_record_json(a affiliate.audit_record)
+returns jsonb
+language sql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object(
+        'audit_record', a.audit_id,
+        'at', a.at,
+        'actor', a.actor,
+        'user', a.user_id,
+        'key', a.key_id,
+        'login', a.login,
+        'merchant', a.merchant_id,
+        'affiliate', a.affiliate_id,
+        'request_id', a.request_id,
+        'action', a.action,
+        'kind', a.kind,
+        'id', a.id,
+        'from', a."from",
+        'to', a."to",
+        'reason', a.reason)
+$$;
+
+create function affiliate.audit_page(p_actor affiliate.actor, p_request jsonb, p_of text)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.page(p_actor, p_request, format(
+        $q$select a, a.audit_id
+             from affiliate.audit_record a
+            where %s
+              and ($2 ->> 'user' is null or a.user_id = affiliate.id_field($2, 'user'))
+              and ($2 ->> 'action' is null or a.action = $2 ->> 'action')
+              and ($2 ->> 'kind' is null or a.kind = $2 ->> 'kind')
+              and ($2 ->> 'id' is null or a.id = $2 ->> 'id')
+              and ($2 ->> 'since' is null or a.at >= affiliate.time_field($2, 'since'))
+              and ($2 ->> 'until' is null or a.at < affiliate.time_field($2, 'until'))$q$, p_of),
+        'affiliate.audit_record_json(x.a)', '{-audit_id bigint}', 'audit_id bigint')
+$$;
+
+create function affiliate.api_audit_record_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request, '{user,action,kind,id,since,until}');
+    return query select affiliate.audit_page(p_actor, p_request, 'a.merchant_id = $1.merchant_id');
+end
+$$;
+
+-- An admin's.
+
+create function affiliate.api_admin_audit_record_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request, '{affiliate,user,action,kind,id,since,until}');
+    return query select affiliate.audit_page(p_actor, p_request, concat_ws(' and ', 'true',
+        case when p_actor.merchant_id is not null then 'a.merchant_id = $1.merchant_id' end,
+        case when p_request ? 'affiliate' then 'a.affiliate_id = affiliate.id_field($2, ''affiliate'')' end));
+end
+$$;
+
+create function affiliate.state_filter(p_request jsonb)
+returns text
+language sql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.form_field(p_request, 'state', 20, '^(submitted|approved|rejected|suspended)$',
+                                'must be submitted, approved, rejected or suspended')
+$$;
+
+create function affiliate.api_admin_merchant_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request, '{state,q}');
+    return query select affiliate.page(p_actor, p_request,
+        $q$select m.merchant_id, m.name, m.created_at
+             from affiliate.merchant m
+            where m.state = coalesce(affiliate.state_filter($2), m.state)
+              and ($2 ->> 'q' is null or strpos(lower(m.name), lower(affiliate.text_field($2, 'q', 200))) > 0)$q$,
+        'affiliate.merchant_view(x.merchant_id)', '{-created_at timestamptz,name text}', 'merchant_id bigint');
+end
+$$;
+
+create function affiliate.api_admin_merchant_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request);
+    return query select affiliate.answer_object(affiliate.merchant_view(p_actor.merchant_id));
+end
+$$;
+
+create function affiliate.admin_merchant_decision(p_actor affiliate.actor, p_request jsonb, p_verb text)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    unproven boolean := coalesce(affiliate.boolean_field(p_request, 'without_verification'), false);
+begin
+    if p_verb = 'approve' and not unproven
+       and not exists (select
+                         from affiliate.site_verification s
+                        where s.merchant_id = p_actor.merchant_id and s.state = 'verified') then
+        perform affiliate.problem(409, 'site_unverified', 'None of its hosts is proven; say without_verification if you know better.');
+    end if;
+    return query select affiliate.answer_object(
+        affiliate.decide_merchant(p_actor, p_actor.merchant_id, p_verb, affiliate.text_field(p_request, 'reason', 500)));
+end
+$$;
+
+create function affiliate.api_admin_merchant_approve(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{}', '{reason,without_verification}');
+    return query select affiliate.admin_merchant_decision(p_actor, p_request, 'approve');
+end
+$$;
+
+create function affiliate.api_admin_merchant_reject(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{reason}');
+    return query select affiliate.admin_merchant_decision(p_actor, p_request, 'reject');
+end
+$$;
+
+create function affiliate.api_admin_merchant_suspend(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{reason}');
+    return query select affiliate.admin_merchant_decision(p_actor, p_request, 'suspend');
+end
+$$;
+
+create function affiliate.api_admin_merchant_activate(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{}', '{reason}');
+    return query select affiliate.admin_merchant_decision(p_actor, p_request, 'activate');
+end
+$$;
+
+create function affiliate.api_admin_affiliate_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request, '{state,q}');
+    return query select affiliate.page(p_actor, p_request,
+        $q$select a.affiliate_id, a.name, a.created_at
+             from affiliate.affiliate a
+            where a.state = coalesce(affiliate.state_filter($2), a.state)
+              and ($2 ->> 'q' is null or strpos(lower(a.name), lower(affiliate.text_field($2, 'q', 200))) > 0)$q$,
+        'affiliate.affiliate_view(x.affiliate_id)', '{-created_at timestamptz,name text}', 'affiliate_id bigint');
+end
+$$;
+
+create function affiliate.requested_affiliate(p_request jsonb)
+returns bigint
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    id bigint := affiliate.path_id(p_request, 'affiliate');
+begin
+    if not exists (select from affiliate.affiliate a where a.affiliate_id = id) then
+        perform affiliate.problem(404, 'not_found', 'There is no such affiliate.');
+    end if;
+    return id;
+end
+$$;
+
+create function affiliate.api_admin_affiliate_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{affiliate}');
+    return query select affiliate.answer_object(affiliate.affiliate_view(affiliate.requested_affiliate(p_request)));
+end
+$$;
+
+create function affiliate.admin_affiliate_decision(p_actor affiliate.actor, p_request jsonb, p_verb text)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    actor affiliate.actor := p_actor;
+begin
+    actor.affiliate_id := affiliate.requested_affiliate(p_request);
+    return query select affiliate.answer_object(
+        affiliate.decide_affiliate(actor, actor.affiliate_id, p_verb, affiliate.text_field(p_request, 'reason', 500)));
+end
+$$;
+
+create function affiliate.api_admin_affiliate_approve(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{affiliate}', '{reason}');
+    return query select affiliate.admin_affiliate_decision(p_actor, p_request, 'approve');
+end
+$$;
+
+create function affiliate.api_admin_affiliate_reject(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{affiliate,reason}');
+    return query select affiliate.admin_affiliate_decision(p_actor, p_request, 'reject');
+end
+$$;
+
+create function affiliate.api_admin_affiliate_suspend(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{affiliate,reason}');
+    return query select affiliate.admin_affiliate_decision(p_actor, p_request, 'suspend');
+end
+$$;
+
+create function affiliate.api_admin_affiliate_activate(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{affiliate}', '{reason}');
+    return query select affiliate.admin_affiliate_decision(p_actor, p_request, 'activate');
+end
+$$;
+
+create function affiliate.api_admin_person_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request, '{email,admin,q}');
+    return query select affiliate.page(p_actor, p_request,
+        $q$select p.user_id, p.name, p.created_at
+             from affiliate.person p
+            where ($2 ->> 'email' is null or lower(p.email) = lower(affiliate.text_field($2, 'email', 254)))
+              and ($2 ->> 'admin' is null or p.is_admin = affiliate.boolean_field($2, 'admin'))
+              and ($2 ->> 'q' is null or strpos(lower(p.name || ' ' || p.email), lower(affiliate.text_field($2, 'q', 200))) > 0)$q$,
+        'affiliate.person_view(x.user_id)', '{-created_at timestamptz,name text}', 'user_id bigint');
+end
+$$;
+
+create function affiliate.requested_person(p_request jsonb)
+returns bigint
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    id bigint := affiliate.path_id(p_request, 'user');
+begin
+    if not exists (select from affiliate.person p where p.user_id = id) then
+        perform affiliate.problem(404, 'not_found', 'There is no such person.');
+    end if;
+    return id;
+end
+$$;
+
+create function affiliate.api_admin_person_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{user}');
+    return query select affiliate.answer_object(affiliate.person_view(affiliate.requested_person(p_request)));
+end
+$$;
+
+-- Admins are made, and unmade, on the command line; here they can't suspend each other.
+create function affiliate.admin_person_switch(p_actor affiliate.actor, p_request jsonb, p_active boolean)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    id bigint := affiliate.requested_person(p_request);
+begin
+    if (select p.is_admin from affiliate.person p where p.user_id = id) then
+        perform affiliate.problem(403, 'forbidden', 'Admins are suspended on the command line only.');
+    end if;
+    return query select affiliate.answer_object(
+        affiliate.set_user_active(p_actor, id, p_active, affiliate.text_field(p_request, 'reason', 500)));
+end
+$$;
+
+create function affiliate.api_admin_person_suspend(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{user,reason}');
+    return query select affiliate.admin_person_switch(p_actor, p_request, false);
+end
+$$;
+
+create function affiliate.api_admin_person_activate(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{user}', '{reason}');
+    return query select affiliate.admin_person_switch(p_actor, p_request, true);
+end
+$$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Who may call what
+-- ---------------------------------------------------------------------------------------------------------------
+
+select affiliate.operation(o, actors => '{nobody}', mutates => true, creates => o like '%create')
+  from unnest('{registration_affiliate_create,registration_merchant_create,registration_person_create,email_verification_create,
+                password_reset_create,password_reset_update}'::text[]) o;
+
+select affiliate.operation(o, actors => '{person}')
+  from unnest('{session_show,session_list,me_show,invitation_list,merchant_list}'::text[]) o;
+select affiliate.operation(o, actors => '{person}', mutates => true, creates => o ~ '_(create|accept|decline)$')
+  from unnest('{session_delete,session_revoke,me_update,me_email_update,me_password_update,me_totp_create,me_totp_update,me_totp_delete,
+                me_recovery_codes_create,invitation_accept,invitation_decline,merchant_create,affiliate_create}'::text[]) o;
+
+select affiliate.operation(o, actors => '{affiliate}')
+  from unnest('{affiliate_show,payout_method_list}'::text[]) o;
+select affiliate.operation(o, actors => '{affiliate}', mutates => true, while_suspended => true, creates => o = 'affiliate_submit')
+  from unnest('{affiliate_update,affiliate_submit}'::text[]) o;
+select affiliate.operation(o, actors => '{affiliate}', mutates => true, creates => o <> 'payout_method_delete')
+  from unnest('{payout_method_create,payout_method_default,payout_method_delete}'::text[]) o;
+
+select affiliate.operation('merchant_show', actors => '{merchant,key,admin}');
+select affiliate.operation(o, actors => '{merchant,admin}')
+  from unnest('{site_verification_list,member_list,member_invitation_list}'::text[]) o;
+select affiliate.operation('audit_record_list', actors => '{merchant,admin}', role => 'manager');
+select affiliate.operation('merchant_update', actors => '{merchant}', role => 'manager', mutates => true, while_suspended => true);
+select affiliate.operation('merchant_submit', actors => '{merchant}', role => 'owner', creates => true, while_suspended => true);
+select affiliate.operation('site_verification_create', actors => '{merchant}', role => 'manager', creates => true, while_suspended => true);
+select affiliate.operation(o, actors => '{merchant}', role => 'owner', mutates => true, creates => o = 'member_invitation_create')
+  from unnest('{member_update,member_delete,member_invitation_create,member_invitation_delete}'::text[]) o;
+
+select affiliate.operation(o, actors => '{admin}')
+  from unnest('{admin_merchant_list,admin_merchant_show,admin_affiliate_list,admin_affiliate_show,admin_person_list,admin_person_show,
+                admin_audit_record_list}'::text[]) o;
+select affiliate.operation(format('admin_%s_%s', k, v), actors => '{admin}', creates => true)
+  from unnest('{merchant,affiliate}'::text[]) k,
+       unnest('{approve,reject,suspend,activate}'::text[]) v;
+select affiliate.operation(o, actors => '{admin}', creates => true)
+  from unnest('{admin_person_suspend,admin_person_activate}'::text[]) o;
+
+select affiliate.enter_as_tenant(variadic array(
+    select p.oid::regprocedure
+      from pg_catalog.pg_proc p
+     where p.pronamespace = 'affiliate'::regnamespace
+       and p.proname = any ('{record,notify,register_person,verify_person,ask_password_reset,reset_password,session_view,revoke_session,
+                              person_view,change_person,ask_email_change,change_password,offer_totp,confirm_totp,drop_totp,
+                              renew_recovery_codes,settle_invitation,apply_as_merchant,apply_as_affiliate,change_merchant,change_affiliate,
+                              decide_merchant,decide_affiliate,add_payout_method,make_payout_default,remove_payout_method,
+                              start_site_verification,change_member,remove_member,invite_member,withdraw_invitation,merchant_view,
+                              affiliate_view,set_user_active,members_of,sessions_of,merchants_of,invitation_rows}')));
+
+-- What C needs of a person who changes what his login is made of.
+create function affiliate.login_person(p_credential jsonb, p_meta jsonb)
+returns jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    s affiliate.session := affiliate.find_session(p_credential);
+begin
+    if s.session_id is null then
+        perform affiliate.problem(401, 'unauthenticated', 'Log in.');
+    end if;
+    perform affiliate.check_csrf(s, p_credential);
+    return (select jsonb_build_object('user_id', p.user_id, 'email', p.email, 'password', p.password, 'totp', p.totp,
+                                      'totp_pending', p.totp_pending, 'totp_step', p.totp_step)
+              from affiliate.person p
+             where p.user_id = s.user_id);
+end
+$$;
+
+select affiliate.enter_as_api(
+    'affiliate.api_call(jsonb, text, jsonb, jsonb)', 'affiliate.login_begin(jsonb, jsonb)', 'affiliate.login_end(jsonb, jsonb)',
+    'affiliate.login_person(jsonb, jsonb)', 'affiliate.key_record(text)');
 select affiliate.seal_operations();
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Rights of logins
+-- ---------------------------------------------------------------------------------------------------------------
+
+-- Rights mean nothing to who owns all this, or may become who does; and who may make temporary tables could put triggers on them.
+create function affiliate.check_grantee(p_role name)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    owner oid := (select n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'affiliate');
+begin
+    if pg_has_role(p_role, owner, 'member') or pg_has_role(p_role, 'affiliate_tenant', 'member') then
+        raise exception '% is a superuser, or the owner of the schema, or may become so: rights would mean nothing', p_role
+            using errcode = 'invalid_grant_operation';
+    end if;
+
+    execute format('revoke temporary on database %I from public', current_database());
+    if has_database_privilege(p_role, current_database(), 'temporary')
+        or has_schema_privilege(p_role, 'affiliate', 'create') then
+        raise exception '% may create temporary tables in this database, or objects in the schema', p_role
+            using errcode = 'invalid_grant_operation',
+                  hint = 'The owner of the schema should own the database, too.';
+    end if;
+end
+$$;
+
+-- Gives a login what the role api of the daemon needs, besides what it has: the one way in, and what belongs to logging in.
+create function affiliate.grant_api_rights(p_role name)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    way regprocedure;
+begin
+    perform affiliate.check_grantee(p_role);
+    execute format('grant usage on schema affiliate to %I', p_role);
+    execute format('grant select on affiliate.schema_version to %I', p_role);
+    for way in
+        select p.oid::regprocedure
+          from affiliate.api_entry e
+          join pg_catalog.pg_proc p on p.proname = e.name and p.pronamespace = 'affiliate'::regnamespace
+    loop
+        execute format('grant execute on function %s to %I', way, p_role);
+    end loop;
+end
+$$;
+
+comment on function affiliate.grant_api_rights is 'Lets a login that owns nothing serve the API';
+
+create or replace function affiliate.grant_rights(p_role name, p_commands boolean default false)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    serves boolean := has_function_privilege(p_role, 'affiliate.api_call(jsonb, text, jsonb, jsonb)', 'execute');
+    way record;
+    leaf text;
+begin
+    perform affiliate.check_grantee(p_role);
+    execute format('revoke all on all tables in schema affiliate from %I', p_role);
+    execute format('revoke all on all functions in schema affiliate from %I', p_role);
+    execute format('grant usage on schema affiliate to %I', p_role);
+    execute format('grant select on affiliate.schema_version, affiliate.link_projection, affiliate.key_projection to %I', p_role);
+    execute format('grant insert on affiliate.click to %I', p_role);
+    for leaf in select p.relation from affiliate.click_partitions() p loop
+        execute format('grant insert on %s to %I', leaf, p_role);
+    end loop;
+
+    for way in select * from affiliate.entries() e where p_commands or not e.is_command loop
+        execute format('grant execute on function %s to %I', way.entry, p_role);
+    end loop;
+
+    -- Dead letters are replayed by the command itself, which reads their bytes and looks for their clicks.
+    if p_commands then
+        execute format('grant select (id, merchant_id) on affiliate.click to %I', p_role);
+        execute format('grant select, update (replayed_at) on affiliate.dead_letter to %I', p_role);
+    end if;
+
+    if serves then
+        perform affiliate.grant_api_rights(p_role);
+    end if;
+end
+$$;
+
+create or replace function affiliate.renew_rights()
+returns void
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select case p.proname
+               when 'apply_conversions' then
+                   affiliate.grant_rights(r.rolname, has_function_privilege(r.oid, 'affiliate.merchant_create(jsonb)', 'execute'))
+               else affiliate.grant_api_rights(r.rolname)
+           end
+      from pg_catalog.pg_proc p
+     cross join lateral pg_catalog.aclexplode(p.proacl) g
+      join pg_catalog.pg_roles r on r.oid = g.grantee
+     where p.oid in ('affiliate.apply_conversions()'::regprocedure, 'affiliate.api_call(jsonb, text, jsonb, jsonb)'::regprocedure)
+       and g.privilege_type = 'EXECUTE'
+       and g.grantee <> p.proowner
+$$;
