@@ -1,4 +1,5 @@
 # make              the module and the daemon, into build/
+# make routes       worker/api/routes.c out of api/openapi.yaml, after a change there (python3-yaml)
 # make test         every test (what ./test runs once the packages are there)
 # make bench        benchmarks: ratios, each beside its reference
 # make asan         both once more under AddressSanitizer and UBSan, with fault points, into build/asan/
@@ -41,7 +42,7 @@ FUZZERS  := $(filter-out replay make_seeds,$(patsubst t/fuzz/%.c,%,$(wildcard t/
 REPLAYS  := $(FUZZERS:%=$(BUILD)/t/replay/%)
 TOOLS    := $(patsubst t/lib/%.c,$(BUILD)/t/lib/%,$(wildcard t/lib/*.c))
 
-.PHONY: all test bench asan tsan lint format fuzz model soak install clean tests faults
+.PHONY: all routes test bench asan tsan lint format fuzz model soak install clean tests faults
 
 all: $(MODULE) $(DAEMON)
 
@@ -83,6 +84,10 @@ $(eval $(call module,$(BUILD)/asan,-O1 -g $(ASAN),$(ASAN)))
 $(BUILD)/migrations.c: worker/migrations.sh $(SQL)
 	@mkdir -p $(@D)
 	sh worker/migrations.sh $(SQL) > $@.part && mv $@.part $@
+
+# Committed, so that a build needs no Python.
+routes:
+	api/routes < api/openapi.yaml > worker/api/routes.c.part && mv worker/api/routes.c.part worker/api/routes.c
 
 DAEMON_SRCS := $(WORKER_SRCS) $(PROTOCOL_SRCS) $(BUILD)/migrations.c
 
@@ -208,7 +213,7 @@ faults: all $(FICKLE) $(TOOLS)
 
 # --- house-keeping ----------------------------------------------------------------------------------------------
 
-FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/fault/*.c)
+FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/fault/*.c)
 
 format:
 	clang-format -i $(FORMATTED)

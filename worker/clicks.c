@@ -345,5 +345,11 @@ clicks_serve(struct role *role)
     return ok;
 }
 
+static int64_t
+clicks_lanes(const struct config *config)
+{
+    return config->clicks.threads;
+}
+
 const struct role_kind clicks_role = {
-    .name = "clicks", .serve = clicks_serve, .counters = STREAM_COUNTERS};
+    .name = "clicks", .serve = clicks_serve, .counters = STREAM_COUNTERS, .lanes = clicks_lanes};

@@ -60,11 +60,12 @@ struct config_reader {
 #define AT(m)  offsetof(struct config, m)
 
 static const char *const config_log_formats[] = {"plain", "json", NULL};
+static const char *const config_access_logs[] = {"off", "errors", "all", NULL};
 static const char *const config_log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 static const struct setting config_settings[] = {
-    {"run", "roles", AT(run.roles), 0, "clicks, conversions, holds, projection, partitions", 1, 5,
-        SETTING_LIST, false, NULL,
+    {"run", "roles", AT(run.roles), 0, "clicks, conversions, holds, projection, partitions", 1,
+        CONFIG_LIST_MAX, SETTING_LIST, false, NULL,
         "What this daemon does; each role is a thread with connections of its own."},
     {"run", "consumer", AT(run.consumer), 0, "", 0, 128, SETTING_STRING, false, NULL,
         "Name in the consumer groups. Must stay the same over restarts and differ between daemons. "
@@ -171,6 +172,55 @@ static const struct setting config_settings[] = {
         "notified at once."},
     {"projection", "batch", AT(projection.batch), 0, "1000", 1, 10000, SETTING_INT, true, NULL,
         "Links and keys read and written at a time."},
+
+    {"api", "socket", AT(api.socket), 0, "/run/affiliated/api.sock", 1, 107, SETTING_STRING, false,
+        NULL,
+        "Unix socket where nginx's scgi_pass reaches the role api. A socket that systemd gives "
+        "(LISTEN_FDS) is taken instead."},
+    {"api", "socket_mode", AT(api.socket_mode), 0, "0660", 3, 4, SETTING_STRING, false, NULL,
+        "Its permissions, octal: who may connect."},
+    {"api", "socket_group", AT(api.socket_group), 0, "", 0, 64, SETTING_STRING, false, NULL,
+        "Its group, which affiliated's user belongs to, such as that of nginx's workers. Empty: "
+        "affiliated's own."},
+    {"api", "threads", AT(api.threads), 0, "8", 1, 64, SETTING_INT, false, NULL,
+        "Requests at work at a time; each thread has a connection to PostgreSQL."},
+    {"api", "conninfo", AT(api.conninfo), 0, "", 0, 4096, SETTING_STRING, true, NULL,
+        "libpq connection string of the api's own login, which may call its functions and nothing "
+        "else. Empty: postgres.conninfo."},
+    {"api", "password_file", AT(api.password_file), AT(api.password), "", 0, PATH_MAX,
+        SETTING_SECRET, true, NULL,
+        "File that holds that login's password, or the name of a systemd credential."},
+    {"api", "statement_timeout", AT(api.statement_timeout), 0, "30s", 100, 10 * MINUTE,
+        SETTING_DURATION, true, NULL, "How long PostgreSQL may work for one request."},
+    {"api", "read_timeout", AT(api.read_timeout), 0, "10s", 100, 10 * MINUTE, SETTING_DURATION,
+        true, NULL, "How long a whole request may take to arrive; nginx has it complete before."},
+    {"api", "send_timeout", AT(api.send_timeout), 0, "60s", 100, HOUR, SETTING_DURATION, true, NULL,
+        "How long a whole answer may take to be taken."},
+    {"api", "max_body", AT(api.max_body), 0, "256k", KIB, 16 * MIB, SETTING_SIZE, true, NULL,
+        "Largest JSON body."},
+    {"api", "max_upload", AT(api.max_upload), 0, "512m", KIB, 4096 * MIB, SETTING_SIZE, true, NULL,
+        "Largest CSV body; nginx's client_max_body_size has to allow it, too."},
+    {"api", "max_answer", AT(api.max_answer), 0, "1g", MIB, 16384 * MIB, SETTING_SIZE, true, NULL,
+        "Largest answer: a list as CSV."},
+    {"api", "temp_path", AT(api.temp_path), 0, "/tmp", 1, PATH_MAX, SETTING_STRING, true, NULL,
+        "Where bodies and answers of more than 1m wait, in files without a name."},
+    {"api", "password_memory", AT(api.password_memory), 0, "64m", MIB, 4096 * MIB, SETTING_SIZE,
+        true, NULL,
+        "For all passwords that are hashed at a time; one takes 32m at the default cost."},
+    {"api", "password_cost", AT(api.password_cost), 0, "15", 10, 20, SETTING_INT, true, NULL,
+        "scrypt's N as a power of two, with r=8 and p=3. Each step doubles time and memory; kept "
+        "passwords follow at the next login."},
+    {"api", "rate", AT(api.rate), 0, "1200", 0, 1000000, SETTING_INT, true, NULL,
+        "Calls a minute of one key or session; 0: any number."},
+    {"api", "rate_address", AT(api.rate_address), 0, "300", 0, 1000000, SETTING_INT, true, NULL,
+        "Calls a minute of one address without either, and as many with ones that are refused; 0: "
+        "any number."},
+    {"api", "rate_login", AT(api.rate_login), 0, "30", 0, 1000000, SETTING_INT, true, NULL,
+        "Passwords tried in ten minutes by one address or for one account; 0: any number."},
+    {"api", "rate_registration", AT(api.rate_registration), 0, "20", 0, 1000000, SETTING_INT, true,
+        NULL, "Registrations, and mails asked for, in an hour by one address; 0: any number."},
+    {"api", "access_log", AT(api.access_log), 0, "errors", 0, 0, SETTING_CHOICE, true,
+        config_access_logs, "Which requests get a line: none, those that failed here, or all."},
 
     {"log", "format", AT(log.format), 0, "plain", 0, 0, SETTING_CHOICE, true, config_log_formats,
         "Form of a line."},
@@ -677,6 +727,11 @@ config_check(struct config_reader *reader, struct config *config)
             config_fail(
                 reader, "redis.address: \"%s\" is neither unix:/path nor host:port", address);
         }
+    }
+
+    if (strspn(config->api.socket_mode, "01234567") != strlen(config->api.socket_mode)) {
+        config_fail(reader, "api.socket_mode: \"%s\" is not an octal mode like 0660",
+            config->api.socket_mode);
     }
 
     if (config->redis.user[0] != '\0' && config->redis.password[0] == '\0') {

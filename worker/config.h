@@ -21,6 +21,12 @@
 #define CONFIG_ERROR_MAX    512
 #define CONFIG_KEY_FILE_MAX 8192
 
+enum config_access_log {
+    CONFIG_ACCESS_OFF,
+    CONFIG_ACCESS_ERRORS,
+    CONFIG_ACCESS_ALL,
+};
+
 struct config_list {
     unsigned count;
     char *items[CONFIG_LIST_MAX];
@@ -97,6 +103,30 @@ struct config {
         int64_t interval;
         int64_t batch;
     } projection;
+
+    struct {
+        char *socket;
+        char *socket_mode; /* octal */
+        char *socket_group;
+        int64_t threads;
+        char *conninfo; /* empty: postgres.conninfo */
+        char *password;
+        char *password_file;
+        int64_t statement_timeout;
+        int64_t read_timeout;
+        int64_t send_timeout;
+        int64_t max_body;
+        int64_t max_upload;
+        int64_t max_answer;
+        char *temp_path;
+        int64_t password_memory;
+        int64_t password_cost;
+        int64_t rate;
+        int64_t rate_address;
+        int64_t rate_login;
+        int64_t rate_registration;
+        int64_t access_log; /* enum config_access_log */
+    } api;
 
     struct {
         int64_t format; /* enum log_format */

@@ -1,3 +1,8 @@
+# Of the role api, what needs neither PostgreSQL nor a socket.
+API_PURE_SRCS := $(addprefix worker/api/, \
+	buffer.c csv.c password.c rate.c request.c router.c routes.c scgi.c seal.c text.c totp.c) \
+	worker/token.c
+
 # Sources of affiliated, beside protocol/ and build/migrations.c (worker/migrations.sh sql/*.sql).
 
 WORKER_SRCS = \
@@ -19,4 +24,6 @@ WORKER_SRCS = \
 	worker/run.c \
 	worker/status.c \
 	worker/stream.c \
+	$(addprefix worker/api/, answer.c api.c auth.c call.c listener.c native.c upload.c) \
+	$(API_PURE_SRCS) \
 	$(sort $(wildcard worker/command_*.c worker/dump.c))

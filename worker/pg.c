@@ -118,15 +118,23 @@ pg_conninfo_valid(const char *conninfo)
 PGconn *
 pg_connect(const struct config *config, const char *purpose, struct pg_error *error)
 {
+    return pg_connect_as(
+        config, config->postgres.conninfo, config->postgres.password, purpose, error);
+}
+
+PGconn *
+pg_connect_as(const struct config *config, const char *conninfo, const char *password,
+    const char *purpose, struct pg_error *error)
+{
     char name[64], timeout[32], user_timeout[32], idle[32], sql[sizeof(pg_session_sql) + 64];
     const char *keywords[12], *values[12];
     unsigned n = 0;
     PGconn *conn;
 
-    if (!pg_conninfo_valid(config->postgres.conninfo)) {
+    if (!pg_conninfo_valid(conninfo)) {
         *error = (struct pg_error){.class = PG_CLASS_RETRY};
         snprintf(error->message, sizeof(error->message),
-            "postgres.conninfo: not \"name=value ...\" or \"postgresql://...\" as libpq takes it");
+            "conninfo: not \"name=value ...\" or \"postgresql://...\" as libpq takes it");
         return NULL;
     }
 
@@ -146,11 +154,11 @@ pg_connect(const struct config *config, const char *purpose, struct pg_error *er
     PARAMETER("keepalives_idle", idle);
     PARAMETER("keepalives_interval", "5");
     PARAMETER("keepalives_count", "3");
-    PARAMETER("dbname", config->postgres.conninfo);
+    PARAMETER("dbname", conninfo);
     PARAMETER("client_encoding", "UTF8");
     PARAMETER("application_name", name);
-    if (config->postgres.password[0] != '\0') {
-        PARAMETER("password", config->postgres.password);
+    if (password[0] != '\0') {
+        PARAMETER("password", password);
     }
     PARAMETER(NULL, NULL);
 #undef PARAMETER

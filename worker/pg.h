@@ -36,6 +36,10 @@ struct pg_error {
  */
 PGconn *pg_connect(const struct config *config, const char *purpose, struct pg_error *error);
 
+/* The same by another login: `password` empty for none. */
+PGconn *pg_connect_as(const struct config *config, const char *conninfo, const char *password,
+    const char *purpose, struct pg_error *error);
+
 /* False once an idle connection is known to be gone, so that idleness does not hide it. Never
  * waits. */
 bool pg_alive(PGconn *conn);

@@ -41,6 +41,17 @@ const struct counter_info counter_infos[COUNTERS] = {
     [COUNTER_REBUILDS] = {"rebuilds_total", "Full rebuilds of the projection."},
     [COUNTER_CREATED] = {"partitions_created_total", "Partitions created."},
     [COUNTER_DROPPED] = {"partitions_dropped_total", "Partitions dropped by retention."},
+    [COUNTER_REQUESTS] = {"requests_total", "Requests answered."},
+    [COUNTER_REFUSED] = {"refused_requests_total", "Requests answered with a status of 4xx."},
+    [COUNTER_BROKEN] = {"failed_requests_total", "Requests answered with a status of 5xx."},
+    [COUNTER_LIMITED] = {"limited_requests_total", "Requests refused because they came too fast."},
+    [COUNTER_LOGINS] = {"logins_total", "Sessions begun."},
+    [COUNTER_REQUEST_US] = {"request_microseconds_total",
+        "Time from request to answer, summed up."},
+    [COUNTER_WITHIN_5MS] = {"requests_within_5ms_total", "Requests answered in 5 ms."},
+    [COUNTER_WITHIN_20MS] = {"requests_within_20ms_total", "Requests answered in 20 ms."},
+    [COUNTER_WITHIN_100MS] = {"requests_within_100ms_total", "Requests answered in 100 ms."},
+    [COUNTER_WITHIN_500MS] = {"requests_within_500ms_total", "Requests answered in 500 ms."},
     [COUNTER_FAILURES] = {"failures_total", "Times that work had to begin anew."},
     [GAUGE_LENGTH] = {"stream_entries", "Entries in the streams, the replay window included."},
     [GAUGE_LAG] = {"undelivered_entries", "Entries that no consumer has read yet."},
@@ -50,8 +61,8 @@ const struct counter_info counter_infos[COUNTERS] = {
 
 _Static_assert(COUNTERS <= 64, "role_kind.counters is a 64-bit mask");
 
-const struct role_kind *const role_kinds[] = {
-    &partitions_role, &clicks_role, &conversions_role, &holds_role, &projection_role, NULL};
+const struct role_kind *const role_kinds[] = {&partitions_role, &clicks_role, &conversions_role,
+    &holds_role, &projection_role, &api_role, NULL};
 
 static const char *const role_state_names[] = {"starting", "up", "down", "stopped"};
 
@@ -148,10 +159,16 @@ role_current_config(void)
 }
 
 bool
+role_stops(void)
+{
+    return atomic_load_explicit(&role_stopping, memory_order_relaxed);
+}
+
+bool
 role_should_end(struct role *role)
 {
     role_progress(role);
-    return atomic_load_explicit(&role_stopping, memory_order_relaxed) ||
+    return role_stops() ||
            atomic_load_explicit(&role_generation, memory_order_relaxed) != role_life_generation;
 }
 
@@ -291,7 +308,11 @@ role_main(void *data)
             pause = atomic_load(&role->state) == ROLE_UP ? 0 : pause;
             role_down(role);
             pause = role_next_pause(pause, role->config);
-            role_wait(role, pause, -1);
+            if (role->kind->pause != NULL) {
+                role->kind->pause(role, pause);
+            } else {
+                role_wait(role, pause, -1);
+            }
         }
 
         config_release(role->config);

@@ -44,6 +44,16 @@ enum counter {
     COUNTER_REBUILDS,
     COUNTER_CREATED,
     COUNTER_DROPPED,
+    COUNTER_REQUESTS,
+    COUNTER_REFUSED,
+    COUNTER_BROKEN,
+    COUNTER_LIMITED,
+    COUNTER_LOGINS,
+    COUNTER_REQUEST_US,
+    COUNTER_WITHIN_5MS,
+    COUNTER_WITHIN_20MS,
+    COUNTER_WITHIN_100MS,
+    COUNTER_WITHIN_500MS,
     COUNTER_FAILURES,
 
     COUNTER_GAUGES,
@@ -64,7 +74,9 @@ enum role_state {
 struct role_kind {
     const char *name;
     bool (*serve)(struct role *role);
-    uint64_t counters; /* bit mask of enum counter */
+    uint64_t counters;                             /* bit mask of enum counter */
+    int64_t (*lanes)(const struct config *config); /* NULL: one */
+    void (*pause)(struct role *role, int64_t ms);  /* between lives; NULL: does nothing */
 };
 
 struct role {
@@ -88,6 +100,7 @@ struct role {
     int64_t told_ms;
 };
 
+extern const struct role_kind api_role;
 extern const struct role_kind clicks_role;
 extern const struct role_kind conversions_role;
 extern const struct role_kind holds_role;
@@ -100,6 +113,9 @@ int64_t clock_unix_ms(void);
 /* True if this life should end: the daemon stops, or there is a new configuration. Also counts as
  * progress. */
 bool role_should_end(struct role *role);
+
+/* True if the daemon stops: no life follows this one. */
+bool role_stops(void);
 
 /* It works (again): logs the change, once. */
 void role_up(struct role *role);

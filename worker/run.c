@@ -23,7 +23,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define RUN_ROLES_MAX 16
+#define RUN_ROLES_MAX 128
 
 struct run {
     struct config *config;    /* the newest */
@@ -271,14 +271,15 @@ static bool
 run_start_roles(struct run *run)
 {
     for (unsigned k = 0; role_kinds[k] != NULL; k++) {
-        unsigned lanes = role_kinds[k] == &clicks_role ? (unsigned) run->config->clicks.threads : 1;
+        const struct role_kind *kind = role_kinds[k];
+        unsigned lanes = kind->lanes == NULL ? 1 : (unsigned) kind->lanes(run->config);
 
-        if (!run_has_role(&run->config->run.roles, role_kinds[k]->name)) {
+        if (!run_has_role(&run->config->run.roles, kind->name)) {
             continue;
         }
 
         for (unsigned lane = 0; lane < lanes; lane++) {
-            if (!role_start(&run->roles[run->count], role_kinds[k], lane)) {
+            if (!role_start(&run->roles[run->count], kind, lane)) {
                 return false;
             }
 
