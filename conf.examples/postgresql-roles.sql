@@ -2,11 +2,13 @@
 --
 --   affiliate_owner   owns the database and all in it, and can not log in
 --   affiliated        the daemon's login: adds clicks and calls functions, no more
---   affiliate_clerk   gives the commands of `affiliated`: merchants, links, keys, reviews, audits
+--   affiliate_clerk   gives the commands of `affiliated`: merchants, links, keys, reviews, audits, people
+--   affiliate_tenant  what operations of the API run as; can not log in, and sees one tenant's rows at a time
 --
 -- Before it, as the user postgres, who alone may be the owner (again after each upgrade):
 --
---   createuser --no-login affiliate_owner && createuser affiliated && createuser affiliate_clerk
+--   createuser --no-login affiliate_tenant && createuser --no-login --role=affiliate_tenant affiliate_owner
+--   createuser affiliated && createuser affiliate_clerk
 --   createdb --owner=affiliate_owner --encoding=UTF8 --template=template0 affiliate
 --   PGOPTIONS='-c role=affiliate_owner' affiliated migrate
 --
@@ -17,6 +19,7 @@
 
 set role affiliate_owner;
 select affiliate.grant_rights('affiliated');
+select affiliate.grant_api_rights('affiliated');     -- if it serves the API: or a login of its own
 reset role;
 
 -- That login can have click partitions dropped, as retention does, but none younger than this. To whatever partitions.retention is:

@@ -6,19 +6,18 @@
 -- schema's owner that were opened to it (enter_as_tenant()), whose first argument is the tenant or the actor. So an operation
 -- that forgets whose rows it may touch finds none of others.
 
--- Roles belong to the whole server; other databases may use this one, too.
+-- Roles belong to the whole server: another database may have made this one already, and another owner may have to be given it.
 do $$
 begin
     if to_regrole('affiliate_tenant') is null then
         create role affiliate_tenant nologin;
     end if;
-    if not pg_has_role(current_user, 'affiliate_tenant', 'member') then
+    if not pg_has_role(current_user, 'affiliate_tenant', 'usage') then
         execute format('grant affiliate_tenant to %I', current_user);
     end if;
 exception when insufficient_privilege then
-    raise exception 'the role affiliate_tenant is missing, or % is no member of it', current_user
-        using errcode = 'insufficient_privilege',
-              hint = format('As a superuser: create role affiliate_tenant nologin; grant affiliate_tenant to %I;', current_user);
+    raise exception 'a superuser must do this first: create role affiliate_tenant nologin; grant affiliate_tenant to %;',
+        quote_ident(current_user) using errcode = 'insufficient_privilege';
 end
 $$;
 

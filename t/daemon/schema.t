@@ -18,8 +18,14 @@ is($code, 1, 'so does a command');
 like($err, qr/see `affiliated check`/, 'which names check');
 
 ($code, $out, $err) = $t->cli('migrate');
-is($code, 0, 'the owner of the database needs no other privilege') or diag $err;
-is($out, join('', map { "$_\n" } @files, 'schema version ' . @files), 'every step is named');
+is($code, 1, 'the owner of the database needs a role that only a superuser can make');
+like($err, qr/016_api|api: .*create role affiliate_tenant nologin; grant affiliate_tenant to owner;/, 'and is told how');
+my @before = split /\n/, $out;
+is_deeply(\@before, [@files[0 .. 14]], 'what comes before it is done');
+$t->psql('create role affiliate_tenant nologin; grant affiliate_tenant to owner');
+($code, $out, $err) = $t->cli('migrate');
+is($code, 0, 'and no other privilege') or diag $err;
+is($out, join('', map { "$_\n" } @files[15 .. $#files], 'schema version ' . @files), 'every step is named');
 is_deeply([map { "$_->[0] $_->[1]" } $t->rows('select version, name from affiliate.schema_version order by 1')],
     [map { "$_ $files[$_ - 1]" } 1 .. @files], 'and noted');
 ($code, $out, $err) = $t->cli('migrate');

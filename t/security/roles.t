@@ -7,7 +7,7 @@ my $t = Affiliated::Test->new;
 
 $t->redis_start;
 $t->pg_start(empty => 1, conf => 'fsync = on');
-$t->psql('create role affiliate_owner nologin; create role affiliated login; create role clerk login;'
+$t->psql('create role affiliate_tenant nologin; create role affiliate_owner nologin in role affiliate_tenant; create role affiliated login; create role clerk login; create role server login;'
     . 'alter database affiliate owner to affiliate_owner', db => 'postgres');
 
 sub conf { my $user = shift; return $t->daemon_conf(conf => { postgres => { conninfo => "host=$t->{pg_socket} user=$user dbname=affiliate" } }, @_) }
@@ -76,7 +76,8 @@ unlike($out, qr/^FAIL .*(?:schema|permission|partition)/m, 'and check finds noth
 # --- what it may not -------------------------------------------------------------------------------------------------------------------
 
 my @books = qw(transfer conversion click inbox account order_fact hold release release_item waiting dead_letter terms link api_key merchant affiliate campaign
-    currency transfer_code product_rate link_code api_key_id projection_change schema_version retention_floor);
+    currency transfer_code product_rate link_code api_key_id projection_change schema_version retention_floor person session member audit_record token
+    recovery_code login_attempt people_policy notice api_answer api_operation api_entry);
 my $leaf = ($t->rows('select relation from affiliate.click_partitions() order by day desc limit 1'))[0][0];
 
 for my $table (map({ "affiliate.$_" } @books), $leaf) {
@@ -114,11 +115,34 @@ is($t->value("select string_agg(p.oid::regprocedure::text, ', ') from pg_proc p 
     and (has_function_privilege('public', p.oid, 'execute') or not coalesce(p.proconfig::text, '') ~ 'search_path=pg_catalog, affiliate, pg_temp')"), '',
     'no way in is open to everybody, or looks for its names elsewhere');
 
+# --- the API's login ---------------------------------------------------------------------------------------------------------------------
+
+is(as('postgres', "set role affiliate_owner; select affiliate.grant_api_rights('server')"), '', 'the API by a login of its own');
+is(as('server', q{select affiliate.login_begin('{"email": "a@b"}', '{}') ->> 'locked_for'}), '0', 'lets people log in');
+is(as('server', q{select affiliate.key_record('ak_live_none')}), '', 'looks for keys');
+is(as('server', q{select affiliate.api_call('{}', 'me_show', '{}', '{}')}), 'AF401', 'and calls operations');
+denied('server', $_) for q{select affiliate.api_me_show(null, '{}')}, q{select affiliate.merchant_create('{}')}, q{select affiliate.merchant_view(1)},
+    q{select affiliate.record(null, 'a', 'b', 'c', null, null, null)}, q{select affiliate.notify(null, 'a', '{}')}, 'select affiliate.apply_conversions()',
+    'select * from affiliate.person', 'select * from affiliate.session', 'select * from affiliate.audit_record', 'select * from affiliate.merchant',
+    'set role affiliate_tenant', 'create temp table session (x integer)';
+denied('affiliated', $_) for q{select affiliate.api_me_show(null, '{}')}, q{select affiliate.merchant_view(1)}, q{select affiliate.user_create('{}')},
+    q{select affiliate.record(null, 'a', 'b', 'c', null, null, null)}, q{select affiliate.decide_merchant(null, 1, 'approve', null)}, 'select * from affiliate.person';
+denied('clerk', $_) for q{select affiliate.api_me_show(null, '{}')}, 'select password from affiliate.person', q{update affiliate.audit_record set actor = 'x'};
+is(as('clerk', q{select (u ->> 'admin') from affiliate.user_create('{"email": "root@example.org", "name": "Root", "admin": true}') u}), 'true',
+    'who gives commands makes admins');
+is(as('postgres', q{set role affiliate_owner; update affiliate.audit_record set actor = 'x'}), '42501', 'not even the owner changes a record of what was done');
+# Where the daemon's login serves the API, too, what it gets again with its other rights is the same.
+is(as('postgres', "set role affiliate_owner; select affiliate.grant_rights('affiliated'); select affiliate.renew_rights()"), '', 'rights are renewed');
+is(as('affiliated', q{select affiliate.api_call('{}', 'me_show', '{}', '{}')}), 'AF401', 'of the one login that does both');
+denied('server', 'select affiliate.apply_conversions()', 'and of none other');
+like(as('server', "begin; create policy p on affiliate.click using (true)"), qr/^42501$/, 'policies are the owner\'s');
+denied('affiliated', 'select count(user_agent) from affiliate.click', 'row-level security gives nobody anything');
+
 # --- who is given rights --------------------------------------------------------------------------------------------------------------
 
 $t->psql('create role heir login in role affiliate_owner; create role boss login superuser; create role maker login; grant temporary on database affiliate to maker');
 for my $role (qw(heir boss maker affiliate_owner)) {
-    is(as('postgres', "set role affiliate_owner; select affiliate.grant_rights('$role')"), '0LP01', "$role is given none: they would mean nothing");
+    is(as('postgres', "set role affiliate_owner; select affiliate.$_('$role')"), '0LP01', "$role is given none: they would mean nothing") for qw(grant_rights grant_api_rights);
 }
 denied('affiliated', "select affiliate.grant_rights('affiliated', true)", 'nobody gives rights to himself');
 is(as('postgres', "set role affiliate_owner; select affiliate.grant_rights('clerk')"), '', 'commands are taken back');
