@@ -126,6 +126,14 @@ $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(PROTOCOL_ASAN)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(ASAN) $< $(PROTOCOL_ASAN) -lcrypto -lcmocka -o $@
 
+# The parts of the role api that need neither PostgreSQL nor a socket.
+API_UNITS := api_codes api_csv api_request
+API_ASAN  := $(API_PURE_SRCS:%.c=$(BUILD)/asan/o/%.o)
+
+$(API_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(API_ASAN) $(PROTOCOL_ASAN)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(ASAN) $(PKG_CFLAGS) $< $(API_ASAN) $(PROTOCOL_ASAN) -ljansson -lcrypto -lcmocka -o $@
+
 # The parts of the module that need nginx's headers, but no request.
 NGINX_CFLAGS = -std=gnu11 -D_GNU_SOURCE -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules event/quic os/unix http \
     http/modules http/v2 http/v3) -I$(BUILD)/nginx -I. -Iprotocol
@@ -145,6 +153,7 @@ FUZZ_STREAM_IN := t/fuzz/daemon.h t/fuzz/postgres.h worker/clicks.c worker/conve
 FUZZ_SRCS_dump   := worker/dump.c worker/config.c $(FUZZ_STREAM) worker/redis.c
 FUZZ_SRCS_event  := ngx_module/ngx_http_affiliate_event.c
 FUZZ_SRCS_rows   := $(FUZZ_STREAM)
+FUZZ_SRCS_scgi   := $(API_PURE_SRCS)
 FUZZ_SRCS_stream := $(FUZZ_STREAM)
 FUZZ_IN_config   := worker/config.c
 FUZZ_IN_rows     := $(FUZZ_STREAM_IN)

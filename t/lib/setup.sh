@@ -18,7 +18,7 @@ build_packages='gcc libc6-dev make pkg-config nginx nginx-dev libhiredis-dev lib
 run_packages='postgresql-17|postgresql-15 postgresql-client redis-server|valkey-server redis-tools|valkey-tools
     curl perl procps util-linux openssl ca-certificates'
 test_packages='postgresql-17-pgtap|postgresql-15-pgtap libcmocka-dev libnginx-mod-nchan chromium prometheus
-    php-cli python3 nodejs systemd'
+    php-cli python3 python3-yaml python3-jsonschema nodejs systemd'
 
 package_installed() {
     dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed$'

@@ -64,6 +64,7 @@ struct exchange {
     json_t *fields;
     bool csv; /* the answer is to be */
     struct credential credential;
+    int64_t user_id; /* whose secrets are sealed and opened */
 
     /* The answer. */
     int status;                   /* 0: none yet */

@@ -582,9 +582,9 @@ native_totp_create(struct exchange *x)
     if (ok) {
         ok = (RAND_bytes(secret, sizeof(secret)) == 1 &&
                  seal_close(&x->lane->ring, "totp", native_user(person),
-                     aff_slice(secret, sizeof(secret)), sealed) &&
-                 json_object_set_new(x->fields, "_user", json_integer(native_user(person))) == 0) ||
+                     aff_slice(secret, sizeof(secret)), sealed)) ||
              native_memory(x);
+        x->user_id = native_user(person);
         ok = ok && native_set(x, "_secret", sealed);
     }
 
@@ -599,10 +599,8 @@ native_opened(struct exchange *x, const char *purpose, const json_t *row, const 
     uint8_t plain[SEAL_PLAIN_MAX], size_t *len)
 {
     const char *sealed = json_string_value(json_object_get(row, member));
-    json_int_t user = json_integer_value(json_object_get(x->fields, "_user"));
-
     return (sealed != NULL &&
-               seal_open(&x->lane->ring, purpose, user, aff_slice_of(sealed), plain, len)) ||
+               seal_open(&x->lane->ring, purpose, x->user_id, aff_slice_of(sealed), plain, len)) ||
            answer_unavailable(x, "What was sealed can't be opened just now.");
 }
 
@@ -646,8 +644,8 @@ native_recovery(struct exchange *x, int64_t user)
     }
 
     OPENSSL_cleanse(codes, sizeof(codes));
-    ok = ok && json_object_set(x->fields, "_codes", list) == 0 &&
-         json_object_set_new(x->fields, "_user", json_integer(user)) == 0;
+    ok = ok && json_object_set(x->fields, "_codes", list) == 0;
+    x->user_id = user;
     json_decref(list);
     return (ok || native_memory(x)) && native_set(x, "_recovery", sealed);
 }
@@ -799,6 +797,7 @@ native_find(const char *operation)
         {"email_verification_create", NULL, native_verify_email, NULL},
         {"health_show", native_health, NULL, NULL},
         {"key_create", NULL, native_key_create, native_key_created},
+        {"me_email_update", NULL, native_confirmed, NULL},
         {"me_password_update", NULL, native_change_password, native_changed_password},
         {"me_recovery_codes_create", NULL, native_recovery_create, native_recovery_shown},
         {"me_totp_create", NULL, native_totp_create, native_totp_created},
@@ -808,6 +807,7 @@ native_find(const char *operation)
         {"password_reset_update", NULL, native_reset_password, NULL},
         {"registration_affiliate_create", NULL, native_register, NULL},
         {"registration_merchant_create", NULL, native_register, NULL},
+        {"registration_person_create", NULL, native_register, NULL},
         {"session_create", native_login, NULL, NULL},
         {"session_delete", NULL, NULL, native_logout},
         {"session_show", NULL, NULL, native_show_csrf},
