@@ -74,6 +74,22 @@ api_read(struct exchange *x, uint8_t *out, size_t room, int64_t deadline_ms)
     }
 }
 
+/* nginx's $request_id, or one of our own. */
+static void
+api_request_id(struct exchange *x)
+{
+    struct aff_slice value;
+    uint8_t random[16];
+
+    (void) scgi_find(&x->lane->head, "REQUEST_ID", &value);
+    if (!text_from_hex(value, random, sizeof(random)) &&
+        getrandom(random, sizeof(random), 0) != (ssize_t) sizeof(random)) {
+        memset(random, 0, sizeof(random));
+    }
+
+    text_hex(aff_slice(random, sizeof(random)), x->id);
+}
+
 /* The head, and whatever of the body came with it. */
 static bool
 api_read_head(struct exchange *x, int64_t deadline_ms, struct aff_slice *rest)
@@ -96,6 +112,11 @@ api_read_head(struct exchange *x, int64_t deadline_ms, struct aff_slice *rest)
     }
 
     *rest = aff_slice(lane->input + consumed, have - consumed);
+    if (result != SCGI_DONE) {
+        lane->head.count = 0;
+    }
+
+    api_request_id(x);
     return result == SCGI_DONE ||
            answer_problem(x, result == SCGI_TOO_LARGE ? 431 : 400, "malformed_request", NULL,
                "The request's head is too large, or none.");
@@ -140,29 +161,12 @@ api_read_body(struct exchange *x, int64_t deadline_ms, struct aff_slice rest)
            answer_unavailable(x, "There is no room for the body just now.");
 }
 
-/* nginx's $request_id, or one of our own. */
-static void
-api_request_id(struct exchange *x)
-{
-    struct aff_slice value;
-    uint8_t random[16];
-
-    (void) scgi_find(&x->lane->head, "REQUEST_ID", &value);
-    if (!text_from_hex(value, random, sizeof(random)) &&
-        getrandom(random, sizeof(random), 0) != (ssize_t) sizeof(random)) {
-        memset(random, 0, sizeof(random));
-    }
-
-    text_hex(aff_slice(random, sizeof(random)), x->id);
-}
-
 static bool
 api_parts(struct exchange *x)
 {
     const struct scgi_head *head = &x->lane->head;
     const uint8_t *mark;
 
-    api_request_id(x);
     if (scgi_find(head, "REQUEST_METHOD", &x->method) != 1 ||
         scgi_find(head, "REQUEST_URI", &x->target) != 1 || x->target.len == 0 ||
         x->target.data[0] != '/' || !aff_chars_visible(x->method)) {
@@ -353,10 +357,7 @@ api_exchange(struct lane *lane, int fd)
 
     /* Without a status, nobody is there to be answered. */
     if (api_work(&x, clock_monotonic_ms() + x.config->api.read_timeout) || x.status != 0) {
-        if (x.status == 401) {
-            rate_refused(&x);
-        }
-
+        rate_learn(&x);
         (void) answer_send(&x);
         took_us = exchange_now_us() - x.begun_us;
         api_count(&x, took_us);

@@ -301,23 +301,40 @@ rate_failures(const struct exchange *x)
     return (struct rate_policy){"refused", x->config->api.rate_address, 60};
 }
 
+/* A credential that was good lately is in an empty bucket of its own: others behind the same
+ * address do it no harm. */
+static const struct rate_policy rate_good = {"good", 1, 3600};
+
+void
+rate_known(struct aff_slice who)
+{
+    struct rate_state state;
+
+    (void) rate_take(&rate_good, who, 1, exchange_now_us(), &state);
+}
+
 bool
 rate_guard(struct exchange *x)
 {
     struct rate_policy policy = rate_failures(x);
     struct rate_state state;
 
-    return rate_take(&policy, x->address, 0, exchange_now_us(), &state) ||
+    return !rate_take(&rate_good, auth_payer(x), 0, exchange_now_us(), &state) ||
+           rate_take(&policy, x->address, 0, exchange_now_us(), &state) ||
            answer_problem(x, 429, "rate_limited",
                json_pack("{s:I}", "retry_after", (json_int_t) state.retry_s),
                "Too many calls from this address were refused.");
 }
 
 void
-rate_refused(struct exchange *x)
+rate_learn(const struct exchange *x)
 {
     struct rate_policy policy = rate_failures(x);
     struct rate_state state;
 
-    (void) rate_take(&policy, x->address, 1, exchange_now_us(), &state);
+    if (x->credential.kind != CREDENTIAL_NONE && x->status != 401) {
+        rate_known(auth_payer(x));
+    } else if (x->status == 401) {
+        (void) rate_take(&policy, x->address, 1, exchange_now_us(), &state);
+    }
 }

@@ -103,10 +103,14 @@ bool answer_send(struct exchange *x);
 bool auth_identify(struct exchange *x);
 bool auth_key(struct exchange *x);
 
-/* auth.c: what a call costs its key, session or address; what a refused one costs its address. */
+/* auth.c: what a call costs its key, session or address. */
 bool rate_charge(struct exchange *x);
+
+/* Who shows keys or sessions that are none too often is not looked up any more: the guard is before
+ * the call, what was learnt of it behind. */
 bool rate_guard(struct exchange *x);
-void rate_refused(struct exchange *x);
+void rate_learn(const struct exchange *x);
+void rate_known(struct aff_slice who);
 
 /* One more of `who` under a policy of its own, which RateLimit then tells. */
 bool rate_limit(

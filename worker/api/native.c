@@ -270,8 +270,8 @@ struct login {
 static bool
 login_refused(struct exchange *x)
 {
-    return answer_problem(x, 401, "invalid_credentials", NULL,
-        "The e-mail address, the password or the code is not right.");
+    return answer_problem(
+        x, 401, "invalid_credentials", NULL, "The address, the password or the code is wrong.");
 }
 
 static bool
@@ -404,6 +404,7 @@ login_end(struct exchange *x, struct login *login)
          answer_row(x, &outcome);
     if (ok) {
         native_cookie(x, login->session.token);
+        rate_known(aff_slice_of(login->session.token_hash));
         role_count(x->lane->role, COUNTER_LOGINS, 1);
     }
 
