@@ -192,6 +192,8 @@ static const struct setting config_settings[] = {
         "File that holds that login's password, or the name of a systemd credential."},
     {"api", "statement_timeout", AT(api.statement_timeout), 0, "30s", 100, 10 * MINUTE,
         SETTING_DURATION, true, NULL, "How long PostgreSQL may work for one request."},
+    {"api", "export_timeout", AT(api.export_timeout), 0, "5m", 100, HOUR, SETTING_DURATION, true,
+        NULL, "The same for a list as CSV; at most half of the threads work on those."},
     {"api", "read_timeout", AT(api.read_timeout), 0, "10s", 100, 10 * MINUTE, SETTING_DURATION,
         true, NULL, "How long a whole request may take to arrive; nginx has it complete before."},
     {"api", "send_timeout", AT(api.send_timeout), 0, "60s", 100, HOUR, SETTING_DURATION, true, NULL,

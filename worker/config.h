@@ -113,6 +113,7 @@ struct config {
         char *password;
         char *password_file;
         int64_t statement_timeout;
+        int64_t export_timeout;
         int64_t read_timeout;
         int64_t send_timeout;
         int64_t max_body;

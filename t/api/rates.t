@@ -39,7 +39,7 @@ my $nobody = $t->client;
 
 # Who tries sessions and keys that are none is stopped before they are looked up.
 {
-    my @r = map { $nobody->get('/me', undef, headers => [['Cookie', '__Host-affiliate=' . sprintf 'A%042d', $_]]) } 1 .. 16;
+    my @r = map { $nobody->get('/me', undef, headers => [['Cookie', '__Host-affiliate=' . sprintf '%042dA', $_]]) } 1 .. 16;
     is(problem($r[0]), '401 unauthenticated', 'a session that is none');
     is(problem($r[-1]), '429 rate_limited', 'and many of them');
     is($second->get('/me')->{status}, 200, 'which is no harm to others at that address');

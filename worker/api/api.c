@@ -29,11 +29,19 @@
         1ULL << COUNTER_WITHIN_500MS | 1ULL << COUNTER_FAILURES)
 
 bool
+lane_limit(struct lane *lane, int64_t ms, struct pg_error *error)
+{
+    char sql[64];
+
+    snprintf(sql, sizeof(sql), "set statement_timeout = %lld", (long long) ms);
+    return pg_command(lane->pg, sql, error);
+}
+
+bool
 lane_connect(struct lane *lane, struct pg_error *error)
 {
     const struct config *config = lane->role->config;
     bool own = config->api.conninfo[0] != '\0';
-    char sql[64];
 
     lane->pg = pg_connect_as(config, own ? config->api.conninfo : config->postgres.conninfo,
         own ? config->api.password : config->postgres.password, lane->role->name, error);
@@ -41,9 +49,7 @@ lane_connect(struct lane *lane, struct pg_error *error)
         return false;
     }
 
-    snprintf(sql, sizeof(sql), "set statement_timeout = %lld",
-        (long long) config->api.statement_timeout);
-    if (!pg_command(lane->pg, sql, error)) {
+    if (!lane_limit(lane, config->api.statement_timeout, error)) {
         PQfinish(lane->pg);
         lane->pg = NULL;
         return false;

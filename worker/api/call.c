@@ -22,6 +22,8 @@
 #define CALL_COLUMNS_MAX 64
 #define CALL_PROGRESS    1024 /* rows */
 
+static atomic_int call_exports; /* lists on their way out as CSV */
+
 #define CALL_FROM                                                                                  \
     " from affiliate.api_call($1::jsonb, $2, $3::jsonb, $4::jsonb) with ordinality t(r, n)"
 
@@ -218,6 +220,23 @@ struct call_statement {
     void *data;
 };
 
+/* True if it was sent; else the connection tells why not. */
+static bool
+call_send(struct exchange *x, const struct call_statement *s)
+{
+    struct pg_error error;
+
+    if (s->stream && !lane_limit(x->lane, x->config->api.export_timeout, &error)) {
+        return false;
+    }
+
+    if (PQsendQueryParams(x->lane->pg, s->sql, s->count, NULL, s->values, NULL, NULL, 0) != 1) {
+        return false;
+    }
+
+    return !s->stream || PQsetSingleRowMode(x->lane->pg) == 1;
+}
+
 static bool
 call_run(struct exchange *x, const struct call_statement *s)
 {
@@ -230,14 +249,8 @@ call_run(struct exchange *x, const struct call_statement *s)
         }
 
         s->restart(x, s->data);
-        if (PQsendQueryParams(x->lane->pg, s->sql, s->count, NULL, s->values, NULL, NULL, 0) == 1) {
-            if (s->stream) {
-                (void) PQsetSingleRowMode(x->lane->pg);
-            }
-
-            if (call_results(x, s->sink, s->data, &failed)) {
-                return true;
-            }
+        if (call_send(x, s) && call_results(x, s->sink, s->data, &failed)) {
+            return true;
         }
 
         again = call_again(x, failed, s->repeatable, attempt);
@@ -724,6 +737,26 @@ call_finish(struct exchange *x, const struct native *native, struct outcome *out
     return outcome->list ? call_finish_list(x, outcome) : call_finish_object(x, outcome);
 }
 
+/* Long ones must not keep all lanes from short ones. */
+static bool
+call_export(struct exchange *x, struct outcome *outcome)
+{
+    struct pg_error error;
+    bool ok;
+
+    if (atomic_fetch_add(&call_exports, 1) >= (x->config->api.threads + 1) / 2) {
+        ok = answer_unavailable(x, "Too many lists are being written just now.");
+    } else {
+        ok = call_rows(x, x->route->operation, outcome);
+        if (x->lane->pg != NULL) {
+            (void) lane_limit(x->lane, x->config->api.statement_timeout, &error);
+        }
+    }
+
+    atomic_fetch_sub(&call_exports, 1);
+    return ok;
+}
+
 bool
 call_operation(struct exchange *x)
 {
@@ -749,7 +782,8 @@ call_operation(struct exchange *x)
         return false;
     }
 
-    ok = call_rows(x, x->route->operation, &outcome) && call_finish(x, native, &outcome);
+    ok = (x->csv ? call_export(x, &outcome) : call_rows(x, x->route->operation, &outcome)) &&
+         call_finish(x, native, &outcome);
     outcome_free(&outcome);
     return ok;
 }

@@ -77,6 +77,9 @@ struct exchange {
 /* Connects to PostgreSQL, in place of what was lost. */
 bool lane_connect(struct lane *lane, struct pg_error *error);
 
+/* How long PostgreSQL may work for a statement. */
+bool lane_limit(struct lane *lane, int64_t ms, struct pg_error *error);
+
 /* Microseconds of the monotonic clock. */
 int64_t exchange_now_us(void);
 
