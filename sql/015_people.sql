@@ -1159,6 +1159,7 @@ language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
     select jsonb_build_object(
+        'merchant', m.merchant_id,
         'user', m.user_id,
         'name', p.name,
         'email', p.email,
@@ -1290,7 +1291,7 @@ begin
         perform affiliate.problem(409, 'conflict', 'You are a member already.');
     end if;
     perform affiliate.record(actor, 'member.join', 'member', p_actor.user_id::text, null, affiliate.member_json(made));
-    return affiliate.member_json(made) || jsonb_build_object('merchant', i.merchant_id);
+    return affiliate.member_json(made);
 end
 $$;
 

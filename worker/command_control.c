@@ -9,10 +9,15 @@
 struct noun {
     const char *name;
     const char *const *verbs;
+    const char *subject; /* the field that an argument without an option stands for */
+    bool (*prepare)(struct control_args *args); /* before anything is sent; or NULL */
 };
 
 static const char *const merchant_verbs[] = {
-    "create", "list", "show", "update", "suspend", "activate", NULL};
+    "create", "list", "show", "update", "approve", "reject", "suspend", "activate", NULL};
+static const char *const member_verbs[] = {"create", "list", "update", "remove", NULL};
+static const char *const user_verbs[] = {
+    "create", "list", "show", "update", "suspend", "activate", "logout", NULL};
 static const char *const campaign_verbs[] = {
     "create", "terms", "list", "show", "update", "suspend", "activate", NULL};
 static const char *const link_verbs[] = {
@@ -21,25 +26,28 @@ static const char *const key_verbs[] = {"create", "list", "show", "revoke", NULL
 static const char *const order_verbs[] = {"list", "show", "review", NULL};
 
 static const struct noun nouns[] = {
-    {"merchant", merchant_verbs},
-    {"affiliate", merchant_verbs},
-    {"campaign", campaign_verbs},
-    {"link", link_verbs},
-    {"key", key_verbs},
-    {"order", order_verbs},
+    {"user", user_verbs, "user", user_take_password},
+    {"merchant", merchant_verbs, "merchant", NULL},
+    {"member", member_verbs, "merchant", NULL},
+    {"affiliate", merchant_verbs, "affiliate", NULL},
+    {"campaign", campaign_verbs, "campaign", NULL},
+    {"link", link_verbs, "link", NULL},
+    {"key", key_verbs, "key", NULL},
+    {"order", order_verbs, "order", NULL},
 };
 
-/* One call and its rows. `subject` is the field that an argument without an option stands for. */
+/* One call and its rows. */
 static int
-control_run(struct config *config, const char *function, const char *subject, bool list, int argc,
-    char **argv)
+control_run(struct config *config, const char *function, const struct noun *noun, bool list,
+    int argc, char **argv)
 {
     struct control_args args;
     PGconn *conn = NULL;
     json_t *rows = NULL;
     int code = COMMAND_USAGE;
 
-    if (!control_parse(&args, argc, argv) || !control_operand_field(&args, subject)) {
+    if (!control_parse(&args, argc, argv) || !control_operand_field(&args, noun->subject) ||
+        (noun->prepare != NULL && !noun->prepare(&args))) {
         control_args_free(&args);
         return code;
     }
@@ -51,7 +59,7 @@ control_run(struct config *config, const char *function, const char *subject, bo
     }
 
     if (rows != NULL) {
-        control_print(rows, subject, list, args.json);
+        control_print(rows, noun->subject, list, args.json);
         code = control_flush();
     }
 
@@ -98,14 +106,15 @@ noun_command(struct config *config, int argc, char **argv)
     }
 
     snprintf(function, sizeof(function), "%s_%s", noun->name, *verb);
-    return control_run(
-        config, function, noun->name, strcmp(*verb, "list") == 0, argc - 2, argv + 2);
+    return control_run(config, function, noun, strcmp(*verb, "list") == 0, argc - 2, argv + 2);
 }
 
 static int
 balance_command(struct config *config, int argc, char **argv)
 {
-    return control_run(config, "balance_list", "merchant", true, argc - 1, argv + 1);
+    static const struct noun balance = {"balance", NULL, "merchant", NULL};
+
+    return control_run(config, "balance_list", &balance, true, argc - 1, argv + 1);
 }
 
 static int
@@ -152,9 +161,17 @@ const struct command control_commands[] = {
         "[MERCHANT] [--affiliate N] [--owner affiliate|merchant|platform] [--currency CODE] "
         "[--livemode true|false] [--json]",
         "what each account holds"},
+    {"user", noun_command,
+        "create|list|show|update|suspend|activate|logout [ID] [--email ADDRESS] [--name TEXT] "
+        "[--admin true|false] [--password-file PATH|-] [--reason TEXT] [--json]",
+        "people who log in; only here they are made admins"},
     {"merchant", noun_command,
-        "create|list|show|update|suspend|activate [ID] [--name TEXT] [--host NAME]... [--json]",
+        "create|list|show|update|approve|reject|suspend|activate [ID] [--name TEXT] "
+        "[--host NAME]... [--reason TEXT] [--json]",
         "shops, and the hosts where their links may lead"},
+    {"member", noun_command,
+        "create|list|update|remove MERCHANT [--user N] [--role owner|manager|read_only] [--json]",
+        "people who act for a merchant"},
     {"campaign", noun_command,
         "create|terms|list|show|update|suspend|activate [ID] [--merchant N] [--name TEXT] "
         "[--currency CODE] [--rate-basis-points N] [--rate-flat AMOUNT] [--fee-basis-points N] "
@@ -164,7 +181,8 @@ const struct command control_commands[] = {
         "[--category-flat NAME=AMOUNT]... [--json]",
         "what a merchant pays for; `terms` adds a version of its terms"},
     {"affiliate", noun_command,
-        "create|list|show|update|suspend|activate [ID] [--name TEXT] [--email TEXT] [--json]",
+        "create|list|show|update|approve|reject|suspend|activate [ID] [--name TEXT] "
+        "[--email TEXT] [--user N] [--reason TEXT] [--json]",
         "who brings buyers and is paid for it"},
     {"link", noun_command,
         "create|list|show|update|pause|resume|remove [CODE] [--merchant N] [--campaign N] "

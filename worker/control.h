@@ -52,6 +52,9 @@ void control_print(json_t *rows, const char *first, bool list, bool json);
 /* What was printed has arrived: COMMAND_OK, or COMMAND_FAILED after saying so. */
 int control_flush(void);
 
+/* --password-file becomes the hash that is kept. False after telling what is wrong. */
+bool user_take_password(struct control_args *args);
+
 int key_create_command(struct config *config, int argc, char **argv);
 int status_command(struct config *config, int argc, char **argv);
 int dead_letters_command(struct config *config, int argc, char **argv);

@@ -45,7 +45,7 @@ wrong(qr/one argument too many/, qw(merchant show 1 2));
 wrong(qr/name: a value is missing/, qw(merchant create --name));
 wrong(qr/is no option/, qw(merchant create --Name x));
 wrong(qr/name: is not UTF-8/, 'merchant', 'create', '--name', "\xff");
-wrong(qr/say what to do: create list show update suspend activate/, 'merchant', 'delete');
+wrong(qr/say what to do: create list show update approve reject suspend activate/, 'merchant', 'delete');
 wrong(qr/say what to do/, 'merchant');
 wrong(qr/there is no command "merchants"/, 'merchants');
 
@@ -163,11 +163,38 @@ for my $corruption (
 }
 books_hold($t, 'mended, they hold again');
 
+# --- people ----------------------------------------------------------------------------------------------------------------------------
+
+my $file = $t->write('password', "correct horse battery\n");
+my $user = $t->cli_json(qw(user create --email Root@example.org --name Root --admin true --password-file), $file);
+ok($user->{admin} && $user->{verified}, 'an admin');
+like($t->value("select password from affiliate.person where user_id = $user->{user}"), qr/^\$scrypt\$ln=\d+,r=8,p=3\$/, 'whose password was hashed');
+unlike(join('', map { $_->[0] } $t->rows('select x::text from affiliate.audit_record x')), qr/scrypt|horse/, 'and is in no record');
+($code, $out, $err) = $t->cli(qw(user create --email root@EXAMPLE.org --name Other));
+is($code, 2, 'an address is one user\'s');
+like($err, qr/^affiliated: email: is another user's$/m, 'whatever the case of its letters');
+$t->write('password', "short\n");
+($code, $out, $err) = $t->cli('user', 'update', $user->{user}, '--password-file', $file);
+is($code, 2, 'a short password');
+like($err, qr/at least 10 characters/, 'is refused');
+my $shop = $t->cli_json(qw(merchant create --name Members --host members.example));
+is($t->cli_json('member', 'create', $shop->{merchant}, '--user', $user->{user}, '--role', 'owner')->{role}, 'owner', 'a member');
+($code, $out, $err) = $t->cli('member', 'remove', $shop->{merchant}, '--user', $user->{user});
+is($code, 1, 'the last owner stays');
+($code, $out, $err) = $t->cli('merchant', 'reject', $shop->{merchant}, '--reason', 'no');
+is($code, 1, 'who is approved is not rejected');
+like($err, qr/The merchant is approved\./, 'which is told');
+is($t->cli_json('merchant', 'suspend', $shop->{merchant}, '--reason', 'fraud')->{state}, 'suspended', 'but suspended');
+is($t->value("select reason || ' ' || actor from affiliate.audit_record where action = 'merchant.suspend' and id = '$shop->{merchant}'"), 'fraud system',
+    'with a reason, on record');
+ok(!$t->cli_json('user', 'suspend', $user->{user})->{active}, 'a user is suspended');
+is($t->cli_json('affiliate', 'create', '--name', 'Linked', '--user', $user->{user})->{email}, 'Root@example.org', 'an affiliate of a user has his address');
+
 # --- the rest -------------------------------------------------------------------------------------------------------------------------
 
 ($code, $out) = $t->cli('help');
 is($code, 0, 'help');
-like($out, qr/^  $_/m, "names $_") for qw(run migrate check status audit balance merchant campaign affiliate link key order dead-letters dump);
+like($out, qr/^  $_/m, "names $_") for qw(run migrate check status audit balance user merchant member campaign affiliate link key order dead-letters dump);
 ($code, $out, $err) = $t->cli();
 is($code, 2, 'no command at all');
 like($err, qr/^usage: affiliated/, 'is answered with the usage');

@@ -81,7 +81,8 @@ my @books = qw(transfer conversion click inbox account order_fact hold release r
 my $leaf = ($t->rows('select relation from affiliate.click_partitions() order by day desc limit 1'))[0][0];
 
 for my $table (map({ "affiliate.$_" } @books), $leaf) {
-    my ($column) = map { $_->[0] } $t->rows("select attname from pg_attribute where attrelid = '$table'::regclass and attnum = 1");
+    my ($column) = map { $_->[0] } $t->rows("select attname from pg_attribute where attrelid = '$table'::regclass and attnum > 0
+        and attidentity <> 'a' order by attnum limit 1");
     denied('affiliated', "update $table set $column = $column", "affiliated can not update $table");
     denied('affiliated', "delete from $table", 'nor delete from it');
     denied('affiliated', "truncate $table", 'nor empty it');
@@ -132,7 +133,7 @@ is(as('clerk', q{select (u ->> 'admin') from affiliate.user_create('{"email": "r
     'who gives commands makes admins');
 is(as('postgres', q{set role affiliate_owner; update affiliate.audit_record set actor = 'x'}), '42501', 'not even the owner changes a record of what was done');
 # Where the daemon's login serves the API, too, what it gets again with its other rights is the same.
-is(as('postgres', "set role affiliate_owner; select affiliate.grant_rights('affiliated'); select affiliate.renew_rights()"), '', 'rights are renewed');
+like(as('postgres', "set role affiliate_owner; select affiliate.grant_rights('affiliated'); select affiliate.renew_rights()"), qr/^\s*$/, 'rights are renewed');
 is(as('affiliated', q{select affiliate.api_call('{}', 'me_show', '{}', '{}')}), 'AF401', 'of the one login that does both');
 denied('server', 'select affiliate.apply_conversions()', 'and of none other');
 like(as('server', "begin; create policy p on affiliate.click using (true)"), qr/^42501$/, 'policies are the owner\'s');
