@@ -1503,7 +1503,7 @@ $$;
 -- Registration, mails that prove an address
 -- ---------------------------------------------------------------------------------------------------------------
 
--- Mails a token, unless one of its kind went to this person just now.
+-- Mails a token, unless one of its kind went to the same address just now and was not used, or ten are on their way.
 create function affiliate.mail_token(p_user_id bigint, p_purpose text, p_template text, p_email text default null)
 returns void
 language plpgsql volatile
@@ -1518,7 +1518,10 @@ begin
                  from affiliate.token x
                 where x.user_id = p_user_id
                   and x.purpose = p_purpose
-                  and x.created_at > now() - y.mail_pause) then
+                  and x.email is not distinct from p_email
+                  and x.used_at is null
+                  and x.created_at > now() - y.mail_pause)
+       or (select count(*) from affiliate.token x where x.user_id = p_user_id and x.purpose = p_purpose) >= 10 then
         return;
     end if;
     insert into affiliate.token (user_id, nonce, purpose, email, expires_at)
