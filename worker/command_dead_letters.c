@@ -28,7 +28,6 @@
 #define DAY_MS           86400000ULL
 #define COPY_OID_BYTEA   17
 #define DEAD_LETTER_TEXT 256
-#define REPLAY_COPY_MAX  384
 #define CLICK_DAYS_AHEAD 1 /* a click from later than tomorrow is none */
 
 struct letter {
@@ -136,19 +135,18 @@ replay_click_is_there(struct replay *replay, const struct aff_click *click, bool
     return ok;
 }
 
-/* Its day has a partition, or gets one if clicks of that day are still kept. `copy` becomes the
- * COPY into it: that into the table as a whole is not for who is fenced by row-level security. */
+/* Its day has a partition, or gets one if clicks of that day are still kept. */
 static bool
-replay_click_day(struct replay *replay, const struct aff_click *click, char copy[REPLAY_COPY_MAX])
+replay_click_day(struct replay *replay, const struct aff_click *click)
 {
     static const char sql[] =
         "select case "
-        "when p.day is not null then p.relation "
+        "when exists (select from affiliate.click_partitions() p where p.day = d.day) then 'there' "
         "when d.day > d.today + $3::integer then 'ahead' "
         "when $2::integer > 0 and d.day < d.today - $2::integer then 'old' "
         "else affiliate.create_click_partition(d.day) end "
         "from (select date '1970-01-01' + $1::integer as day, (now() at time zone 'UTC')::date as "
-        "today) d left join affiliate.click_partitions() p on p.day = d.day";
+        "today) d";
     char day[24], retention[24], ahead[24];
     const char *values[] = {day, retention, ahead};
     PGresult *result;
@@ -170,9 +168,6 @@ replay_click_day(struct replay *replay, const struct aff_click *click, char copy
         ok = replay_refuse(replay, "its click is of a day that has not come");
     }
 
-    snprintf(copy, REPLAY_COPY_MAX, "copy %s (" CLICK_ROW_COLUMNS ") from stdin (format binary)",
-        answer);
-
     PQclear(result);
     return ok;
 }
@@ -180,7 +175,6 @@ replay_click_day(struct replay *replay, const struct aff_click *click, char copy
 static bool
 replay_click(struct replay *replay, uint8_t version, struct aff_slice payload)
 {
-    char copy[REPLAY_COPY_MAX];
     struct aff_click click;
     bool there = false;
     uint8_t *p;
@@ -203,8 +197,10 @@ replay_click(struct replay *replay, uint8_t version, struct aff_slice payload)
     }
 
     replay->rows.len += (size_t) (clicks_put_row(p, &click) - p);
-    return replay_click_day(replay, &click, copy) &&
-           copy_begin(replay->conn, copy, &replay->error) &&
+    return replay_click_day(replay, &click) &&
+           copy_begin(replay->conn,
+               "copy affiliate.click (" CLICK_ROW_COLUMNS ") from stdin (format binary)",
+               &replay->error) &&
            copy_send(replay->conn, &replay->rows, &replay->error) &&
            copy_end(replay->conn, &replay->error);
 }
