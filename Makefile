@@ -251,6 +251,7 @@ install: all
 	install -m 755 $(DAEMON) $(DESTDIR)$(PREFIX)/sbin/
 	sed 's|/usr/sbin/|$(PREFIX)/sbin/|g; s|/usr/share/|$(PREFIX)/share/|' conf.examples/affiliated.service \
 	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/affiliated.service
+	install -m 644 conf.examples/affiliated.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -m 644 conf.examples/affiliated.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/affiliated.conf
 	install -m 644 conf.examples/affiliated.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/affiliated.conf
 	cp -R conf.examples/. $(DESTDIR)$(PREFIX)/share/doc/affiliated/examples/

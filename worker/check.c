@@ -1,5 +1,6 @@
 #include "worker/check.h"
 
+#include "worker/api/exchange.h"
 #include "worker/command.h"
 #include "worker/migrate.h"
 #include "worker/pg.h"
@@ -67,6 +68,16 @@ check_secret(struct check *check, const char *path)
 }
 
 static void
+check_directory(struct check *check, const char *path, const char *setting, const char *what)
+{
+    if (access(path, W_OK | X_OK) != 0) {
+        check_failed(check, "%s: %s: %s", setting, path, strerror(errno));
+    } else {
+        check_ok("%s may hold %s", path, what);
+    }
+}
+
+static void
 check_files(struct check *check)
 {
     struct aff_keyring ring;
@@ -91,13 +102,7 @@ check_files(struct check *check)
 
     copy = strdup(check->config->run.status_socket);
     if (copy != NULL && copy[0] != '\0') {
-        const char *directory = dirname(copy);
-
-        if (access(directory, W_OK | X_OK) != 0) {
-            check_failed(check, "run.status_socket: %s: %s", directory, strerror(errno));
-        } else {
-            check_ok("%s may hold the status socket", directory);
-        }
+        check_directory(check, dirname(copy), "run.status_socket", "the status socket");
     }
 
     free(copy);
@@ -180,6 +185,70 @@ check_postgres(struct check *check)
     PQfinish(conn);
 }
 
+/* Every operation of the routes has its function, unless it needs none. */
+static void
+check_operations(struct check *check, PGconn *conn)
+{
+    unsigned missing = 0;
+
+    for (unsigned i = 0; i < routes_count; i++) {
+        const struct native *native = native_find(routes[i].operation);
+        const char *values[] = {routes[i].operation};
+        struct pg_error error;
+        PGresult *result;
+
+        if (native != NULL && native->instead != NULL) {
+            continue;
+        }
+
+        result = pg_query(conn,
+            "select to_regprocedure('affiliate.api_' || $1 || '(affiliate.actor, jsonb)')", 1,
+            values, 0, &error);
+        if (result == NULL || PQgetisnull(result, 0, 0)) {
+            check_failed(check, "API: %s: %s", routes[i].operation,
+                result == NULL ? error.message : "the schema has no such operation");
+            missing++;
+        }
+
+        PQclear(result);
+    }
+
+    if (missing == 0) {
+        check_ok("API: the schema has all operations of %u routes", routes_count);
+    }
+}
+
+static void
+check_api(struct check *check)
+{
+    const struct config *config = check->config;
+    bool own = config->api.conninfo[0] != '\0';
+    struct pg_error error;
+    char *copy = strdup(config->api.socket);
+    PGconn *conn;
+
+    if (copy != NULL) {
+        check_directory(check, dirname(copy), "api.socket", "the API's socket");
+    }
+
+    free(copy);
+    check_directory(check, config->api.temp_path, "api.temp_path", "large bodies");
+    check_secret(check, config->api.password_file);
+    conn = pg_connect_as(config, own ? config->api.conninfo : config->postgres.conninfo,
+        own ? config->api.password : config->postgres.password, "check", &error);
+    if (conn == NULL) {
+        check_failed(check, "API: PostgreSQL: %s", error.message);
+        return;
+    }
+
+    check_sql(check, conn,
+        "select has_function_privilege('affiliate.api_call(jsonb, text, jsonb, jsonb)', 'execute')",
+        "API: its login may call it",
+        "API: its login may not call it: affiliate.grant_api_rights() lets it");
+    check_operations(check, conn);
+    PQfinish(conn);
+}
+
 static void
 check_redis_setting(
     struct check *check, struct redis *redis, const char *name, const char *wanted, const char *why)
@@ -242,6 +311,10 @@ check_command(struct config *config, int argc, char **argv)
     check_ok("%s", config->path);
     check_files(&check);
     check_postgres(&check);
+    if (run_has_role(&config->run.roles, api_role.name)) {
+        check_api(&check);
+    }
+
     check_redis(&check);
     return check.failures == 0 ? COMMAND_OK : COMMAND_FAILED;
 }

@@ -38,7 +38,7 @@ struct run {
     char status[160];
 };
 
-static bool
+bool
 run_has_role(const struct config_list *roles, const char *name)
 {
     for (unsigned i = 0; i < roles->count; i++) {

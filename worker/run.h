@@ -12,4 +12,7 @@ int run_command(struct config *config, int argc, char **argv);
  * bytes). */
 bool run_roles_valid(const struct config_list *roles, char *error);
 
+/* True if `name` is one of the roles. */
+bool run_has_role(const struct config_list *roles, const char *name);
+
 #endif

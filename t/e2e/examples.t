@@ -13,7 +13,7 @@ sub installed
 
 # --- nginx -------------------------------------------------------------------------------------------------------------
 
-for my $name (qw(nginx-minimal nginx-full)) {
+for my $name (qw(nginx-minimal nginx-full nginx-api)) {
     my $conf = $t->slurp("$examples/$name.conf");
 
     $conf =~ s{modules/ngx_http_affiliate_module\.so}{$t->{module}};
