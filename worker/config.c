@@ -192,7 +192,7 @@ static const struct setting config_settings[] = {
         "File that holds that login's password, or the name of a systemd credential."},
     {"api", "statement_timeout", AT(api.statement_timeout), 0, "30s", 100, 10 * MINUTE,
         SETTING_DURATION, true, NULL, "How long PostgreSQL may work for one request."},
-    {"api", "export_timeout", AT(api.export_timeout), 0, "5m", 100, HOUR, SETTING_DURATION, true,
+    {"api", "export_timeout", AT(api.export_timeout), 0, "2m", 100, HOUR, SETTING_DURATION, true,
         NULL, "The same for a list as CSV; at most half of the threads work on those."},
     {"api", "read_timeout", AT(api.read_timeout), 0, "10s", 100, 10 * MINUTE, SETTING_DURATION,
         true, NULL, "How long a whole request may take to arrive; nginx has it complete before."},
@@ -728,6 +728,15 @@ config_check(struct config_reader *reader, struct config *config)
             (strncmp(address, "unix:", 5) == 0 || strrchr(address, ':') == NULL)) {
             config_fail(
                 reader, "redis.address: \"%s\" is neither unix:/path nor host:port", address);
+        }
+    }
+
+    for (unsigned i = 0; i < config->run.roles.count; i++) {
+        if (strcmp(config->run.roles.items[i], "api") == 0 &&
+            (config->api.export_timeout >= config->run.stall_limit ||
+                config->api.statement_timeout >= config->run.stall_limit)) {
+            config_fail(reader, "api.export_timeout and api.statement_timeout have to be shorter "
+                                "than run.stall_limit");
         }
     }
 

@@ -59,6 +59,9 @@ is(problem($nobody->get('/time?all=true')), '422 invalid_field', 'all is not for
 is(problem($nobody->get('/time?' . 'x' x 7900)), '400 malformed_parameter', 'a name without end');
 is(problem($nobody->call('GET', '/time', undef, raw => '{}')), '400 malformed_body', 'a body where none is');
 
+is(problem($nobody->post('/nothing', undef, raw => 'x' x 3_000_000)), '404 not_found', 'a large body for what is not there');
+is(problem($nobody->post('/session', undef, raw => 'x' x 3_000_000)), '413 body_too_large', 'and for what is');
+
 {
     my $r = $nobody->post('/session', { email => 'a@example.com' });
     is(problem($r), '422 invalid_field', 'a field is missing');

@@ -20,7 +20,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define API_LINE_MAX 512
+/* Of a body, beyond api.read_timeout: nginx sends what it has on disk. */
+#define API_BYTES_PER_MS 10240
 
 #define API_COUNTERS                                                                               \
     (1ULL << COUNTER_REQUESTS | 1ULL << COUNTER_REFUSED | 1ULL << COUNTER_BROKEN |                 \
@@ -128,15 +129,36 @@ api_read_head(struct exchange *x, int64_t deadline_ms, struct aff_slice *rest)
                "The request's head is too large, or none.");
 }
 
-/* How much a body may have; more than JSON's share only where files are taken. */
-static size_t
-api_body_max(const struct exchange *x)
+/* nginx gives a request away whole before it looks for the answer: what is not wanted is read, too.
+ */
+static void
+api_discard(struct exchange *x, int64_t deadline_ms, struct aff_slice rest)
 {
-    struct aff_slice type;
+    uint64_t left = x->lane->head.content_length;
+    uint8_t block[65536];
+    ssize_t n = 1;
 
-    (void) scgi_find(&x->lane->head, "CONTENT_TYPE", &type);
-    return request_type_is(type, "text/csv") ? (size_t) x->config->api.max_upload
-                                             : (size_t) x->config->api.max_body;
+    left -= rest.len < left ? rest.len : left;
+    while (left > 0 && n > 0) {
+        n = api_read(x, block, left < sizeof(block) ? (size_t) left : sizeof(block), deadline_ms);
+        left -= n > 0 ? (uint64_t) n : 0;
+    }
+}
+
+/* A file is taken only from who may have an account; JSON is small. */
+static bool
+api_body_wanted(struct exchange *x)
+{
+    bool upload = (x->route->flags & ROUTE_UPLOAD) != 0;
+    int64_t max = upload ? x->config->api.max_upload : x->config->api.max_body;
+
+    if (upload && x->credential.kind == CREDENTIAL_NONE) {
+        return answer_problem(x, 401, "unauthenticated", NULL, "Log in, or sign with a key.");
+    }
+
+    return x->lane->head.content_length <= (uint64_t) max ||
+           answer_problem(
+               x, 413, "body_too_large", NULL, "The body may have %lld bytes.", (long long) max);
 }
 
 static bool
@@ -144,11 +166,6 @@ api_read_body(struct exchange *x, int64_t deadline_ms, struct aff_slice rest)
 {
     uint8_t block[65536];
     uint64_t length = x->lane->head.content_length;
-
-    if (length > api_body_max(x)) {
-        return answer_problem(
-            x, 413, "body_too_large", NULL, "The body may have %zu bytes.", api_body_max(x));
-    }
 
     buffer_put(&x->input, rest.data, rest.len < length ? rest.len : (size_t) length);
     while (!x->input.failed && buffer_total(&x->input) < length) {
@@ -281,6 +298,14 @@ api_fields(struct exchange *x, const struct route_match *match)
     return api_format(x) && api_content(x, &fault);
 }
 
+/* What is known before the body is there. */
+static bool
+api_admit(struct exchange *x, struct route_match *match)
+{
+    return api_parts(x) && api_route(x, match) && auth_identify(x) &&
+           (x->credential.kind == CREDENTIAL_NONE || rate_guard(x)) && api_body_wanted(x);
+}
+
 /* In the order of the conversion location: form first, then who it is, then what. */
 static bool
 api_work(struct exchange *x, int64_t deadline_ms)
@@ -288,16 +313,18 @@ api_work(struct exchange *x, int64_t deadline_ms)
     struct route_match match;
     struct aff_slice rest;
 
-    if (!api_read_head(x, deadline_ms, &rest) || !api_parts(x) ||
-        !api_read_body(x, deadline_ms, rest) || !api_route(x, &match) || !auth_identify(x)) {
+    if (!api_read_head(x, deadline_ms, &rest)) {
         return false;
     }
 
-    if (x->credential.kind != CREDENTIAL_NONE && !rate_guard(x)) {
+    deadline_ms += (int64_t) (x->lane->head.content_length / API_BYTES_PER_MS);
+    if (!api_admit(x, &match)) {
+        api_discard(x, deadline_ms, rest);
         return false;
     }
 
-    return (x->credential.kind != CREDENTIAL_KEY || auth_key(x)) && rate_charge(x) &&
+    return api_read_body(x, deadline_ms, rest) &&
+           (x->credential.kind != CREDENTIAL_KEY || auth_key(x)) && rate_charge(x) &&
            api_fields(x, &match) && call_operation(x);
 }
 

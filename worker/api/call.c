@@ -22,7 +22,7 @@
 #define CALL_COLUMNS_MAX 64
 #define CALL_PROGRESS    1024 /* rows */
 
-static atomic_int call_exports; /* lists on their way out as CSV */
+static atomic_int call_long; /* files on their way in or out */
 
 #define CALL_FROM                                                                                  \
     " from affiliate.api_call($1::jsonb, $2, $3::jsonb, $4::jsonb) with ordinality t(r, n)"
@@ -248,6 +248,7 @@ call_run(struct exchange *x, const struct call_statement *s)
             return false;
         }
 
+        role_progress(x->lane->role);
         s->restart(x, s->data);
         if (call_send(x, s) && call_results(x, s->sink, s->data, &failed)) {
             return true;
@@ -737,23 +738,45 @@ call_finish(struct exchange *x, const struct native *native, struct outcome *out
     return outcome->list ? call_finish_list(x, outcome) : call_finish_object(x, outcome);
 }
 
-/* Long ones must not keep all lanes from short ones. */
 static bool
 call_export(struct exchange *x, struct outcome *outcome)
 {
     struct pg_error error;
-    bool ok;
+    bool ok = call_all(x) && call_rows(x, x->route->operation, outcome);
 
-    if (atomic_fetch_add(&call_exports, 1) >= (x->config->api.threads + 1) / 2) {
-        ok = answer_unavailable(x, "Too many lists are being written just now.");
-    } else {
-        ok = call_rows(x, x->route->operation, outcome);
-        if (x->lane->pg != NULL) {
-            (void) lane_limit(x->lane, x->config->api.statement_timeout, &error);
-        }
+    if (x->lane->pg != NULL) {
+        (void) lane_limit(x->lane, x->config->api.statement_timeout, &error);
     }
 
-    atomic_fetch_sub(&call_exports, 1);
+    return ok;
+}
+
+static bool
+call_work(struct exchange *x, const struct native *native)
+{
+    struct outcome outcome = {.list = x->route->columns != NULL,
+        .keep = native != NULL && native->after != NULL,
+        .limit = call_limit(x)};
+    bool ok = x->csv ? call_export(x, &outcome) : call_rows(x, x->route->operation, &outcome);
+
+    ok = ok && call_finish(x, native, &outcome);
+    outcome_free(&outcome);
+    return ok;
+}
+
+/* What takes long must not keep all lanes from what does not. */
+static bool
+call_long_work(struct exchange *x, const struct native *native)
+{
+    bool ok;
+
+    if (atomic_fetch_add(&call_long, 1) >= (x->config->api.threads + 1) / 2) {
+        ok = answer_unavailable(x, "Too many files are on their way just now.");
+    } else {
+        ok = x->csv ? call_work(x, native) : upload_operation(x);
+    }
+
+    atomic_fetch_sub(&call_long, 1);
     return ok;
 }
 
@@ -761,10 +784,6 @@ bool
 call_operation(struct exchange *x)
 {
     const struct native *native = native_find(x->route->operation);
-    struct outcome outcome = {.list = x->route->columns != NULL,
-        .keep = native != NULL && native->after != NULL,
-        .limit = call_limit(x)};
-    bool ok;
 
     if (native != NULL && native->instead != NULL) {
         return native->instead(x);
@@ -774,16 +793,6 @@ call_operation(struct exchange *x)
         return false;
     }
 
-    if ((x->route->flags & ROUTE_UPLOAD) != 0) {
-        return upload_operation(x);
-    }
-
-    if (x->csv && !call_all(x)) {
-        return false;
-    }
-
-    ok = (x->csv ? call_export(x, &outcome) : call_rows(x, x->route->operation, &outcome)) &&
-         call_finish(x, native, &outcome);
-    outcome_free(&outcome);
-    return ok;
+    return x->csv || (x->route->flags & ROUTE_UPLOAD) != 0 ? call_long_work(x, native)
+                                                           : call_work(x, native);
 }

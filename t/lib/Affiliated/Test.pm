@@ -32,7 +32,7 @@ package Affiliated::Test;
 # pg_start(%o)         cluster with the schema; conf => "...", empty => 1 for no schema; $t->{pg_socket} is its directory
 # psql($sql, @vars)    text, unaligned, dies on errors;  rows($sql) list of array references;  value($sql)
 # pg_stop($mode), pg_kill (SIGKILL to all of it), pg_restart
-# nginx_start(%o)      conf => whole file, or main/events/http/server/location-level text added to the usual one:
+# nginx_start(%o)      conf => whole file, or main/events/http/server/location-level text added to the usual one (connections => n):
 #                      /r/ redirect, /v1/conversions(/batch), /pb, /status, /metrics. workers => n, zone => '8m',
 #                      spool => 'max_size=.. ..', redis => 'address ...', log_level => 'info', affiliate => 0 leaves our
 #                      directives out, module => 0 also load_module. fail => 1: returns nginx's output instead of dying.
@@ -749,7 +749,7 @@ $user
 worker_processes @{[ $o{workers} || 1 ]};
 $add{main}
 events {
-    worker_connections 1024;
+    worker_connections @{[ $o{connections} || 1024 ]};
     $add{events}
 }
 http {
