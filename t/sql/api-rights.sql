@@ -3,7 +3,7 @@
 
 \ir support/people.psql
 
-select plan(40);
+select plan(41);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- The wrong caller
@@ -105,6 +105,10 @@ select is((select array_agg(state) from affiliate.link_projection where code in 
     'so are his links, and those of the affiliate everywhere');
 select cmp_ok((select count(*) from affiliate.projection_change where name in ('ak_live_fixture1', 'ak_test_fixture1', 'fixture-4')), '>=', 3::bigint,
     'which is on its way');
+rollback to approved;
+update affiliate.api_key set revoked_at = now() where key_id = 'ak_live_fixture1';
+select pg_temp.none($$ select f.operation, o from fit f, pg_temp.attempt(f.who, f.operation) o
+    where f.who = 'ak_live_fixture1' and o <> 'AF401 unauthenticated' $$, 'a key that is revoked is none');
 rollback to approved;
 update affiliate.merchant set decision = 'rejected' where merchant_id = 900001;
 update affiliate.affiliate set decision = 'rejected' where affiliate_id = 900011;
