@@ -40,9 +40,10 @@ is(problem($program->get('/time', undef, timestamp => int(time) + 302)), '401 cl
 
 # Two secrets at once, as while rotating.
 {
-    my ($signature) = map { $_->[1] } grep { $_->[0] eq 'Affiliate-Signature' } $t->sign($key{true}, method => 'GET', path => '/api/v1/time');
-    my $r = $program->get('/time', undef, signature => 'v1=' . '0' x 64 . ", $signature");
-    ok($r->{status} == 200 || problem($r) eq '401 bad_signature', 'one of two signatures');
+    my $now = int(time);
+    my ($signature) = map { $_->[1] } grep { $_->[0] eq 'Affiliate-Signature' }
+        $t->sign($key{true}, method => 'GET', path => '/api/v1/time', timestamp => $now);
+    is(problem($program->get('/time', undef, timestamp => $now, signature => 'v1=' . '0' x 64 . ", $signature")), 200, 'one of two signatures');
 }
 
 for my $missing (qw(Affiliate-Key Affiliate-Timestamp Affiliate-Signature)) {
