@@ -189,9 +189,11 @@ answer_write(struct exchange *x, struct aff_slice bytes, int64_t deadline_ms)
         if (n > 0) {
             bytes = aff_slice(bytes.data + n, bytes.len - (size_t) n);
             role_progress(x->lane->role);
-        } else if (n < 0 && errno != EAGAIN && errno != EINTR) {
-            return false;
-        } else if (left <= 0 || poll(&fd, 1, left > 1000 ? 1000 : (int) left) < 0) {
+            continue;
+        }
+
+        if ((n < 0 && errno != EAGAIN && errno != EINTR) || left <= 0 ||
+            (poll(&fd, 1, left > 1000 ? 1000 : (int) left) < 0 && errno != EINTR)) {
             return false;
         }
     }

@@ -385,7 +385,10 @@ call_meta(const struct exchange *x)
     (void) scgi_find(&x->lane->head, "HTTP_USER_AGENT", &value);
     len = value.len < sizeof(agent) ? value.len : sizeof(agent);
     for (size_t i = 0; i < len; i++) {
-        agent[i] = value.data[i] >= 0x20 && value.data[i] < 0x7f ? (char) value.data[i] : '?';
+        agent[i] = '?';
+        if (value.data[i] >= 0x20 && value.data[i] < 0x7f) {
+            agent[i] = (char) value.data[i];
+        }
     }
     call_set(object, "user_agent", aff_slice(agent, len));
 
@@ -509,7 +512,9 @@ call_csv_sql(const struct exchange *x, char *sql, size_t size)
 
         len += (size_t) snprintf(sql + len, size - len, ", r #>> '{%.*s}'", (int) n, column);
         for (char *p = sql + len - n - 2; *p != '\0'; p++) {
-            *p = (char) (*p == '.' ? ',' : *p);
+            if (*p == '.') {
+                *p = ',';
+            }
         }
 
         column += n + (column[n] == ',');
@@ -723,7 +728,7 @@ call_finish(struct exchange *x, const struct native *native, struct outcome *out
         return false;
     }
 
-    if (outcome->keep) {
+    if (native != NULL && native->after != NULL) {
         x->status = outcome->row == NULL && x->status == 200 ? 204 : x->status;
         return native->after(x, outcome->row) && answer_row(x, outcome);
     }
