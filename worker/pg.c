@@ -134,7 +134,8 @@ pg_connect_as(const struct config *config, const char *conninfo, const char *pas
     if (!pg_conninfo_valid(conninfo)) {
         *error = (struct pg_error){.class = PG_CLASS_RETRY};
         snprintf(error->message, sizeof(error->message),
-            "conninfo: not \"name=value ...\" or \"postgresql://...\" as libpq takes it");
+            "%s.conninfo: not \"name=value ...\" or \"postgresql://...\" as libpq takes it",
+            conninfo == config->postgres.conninfo ? "postgres" : "api");
         return NULL;
     }
 

@@ -148,4 +148,36 @@ is($asha->get('/me', undef, check => 0)->{status}, 200, 'and everything else goe
     is($asha->get('/me', undef, check => 0)->{status}, 200, 'the first one serves as before');
 }
 
+# systemd's socket: it is there before the daemon, and outlives it; who comes meanwhile waits, and is answered.
+{
+    local $^F = 255;
+    my $listen = IO::Socket::UNIX->new(Local => $t->path('given.sock'), Listen => 64) or die "given.sock: $!";
+    my $conf = $t->write('given.conf', $t->slurp($t->path('affiliated.conf')) =~ s/status\.sock/given-status.sock/r =~ s/api\.sock/never.sock/r);
+    my $start = sub {
+        $t->_spawn('given', { user => 'postgres', log => $t->path('given.log'), env => $t->_sanitizer_env(0) },
+            $^X, '-MPOSIX', '-e', 'POSIX::dup2(shift, 3); $ENV{LISTEN_PID} = $$; $ENV{LISTEN_FDS} = 1; exec @ARGV',
+            fileno $listen, $t->_affiliated, '-c', $conf, 'run');
+    };
+    my $ask = sub {
+        my $head = "CONTENT_LENGTH\0" . "0\0SCGI\0" . "1\0REQUEST_METHOD\0GET\0REQUEST_URI\0/api/v1/health\0";
+        my $socket = IO::Socket::UNIX->new(Peer => $t->path('given.sock')) or die "connect: $!";
+        syswrite $socket, length($head) . ":$head,";
+        return $socket;
+    };
+    my $answer = sub { my $socket = shift; local $/; return readline($socket) // '' };
+
+    my $early = $ask->();
+    $start->();
+    like($answer->($early), qr/^Status: 200 /, 'who came before the daemon');
+    like($answer->($ask->()), qr/^Status: 200 /, 'and after it');
+    for my $signal (qw(KILL TERM)) {
+        $t->_end('given', $signal);
+        my $between = $ask->();
+        $start->();
+        like($answer->($between), qr/^Status: 200 /, "who came after $signal, before the next");
+    }
+    ok(-S $t->path('given.sock') && !-e $t->path('state/never.sock'), 'the socket stays, and no other was made');
+    $t->_end('given', 'TERM');
+}
+
 done_testing();

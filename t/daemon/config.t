@@ -43,6 +43,8 @@ for my $case (
     ["[run]\nretry_min = 10s\nretry_max = 1s\n", undef, qr/retry_min is greater than run\.retry_max/],
     ["[postgres]\nconninfo =\n", 2, qr/postgres\.conninfo/],
     ["[run]\nroles = clicks, payouts,\n# \0\n", undef, qr/NUL/],
+    ["[run]\nroles = api\nstall_limit = 1m\n", undef, qr/export_timeout/],
+    ["[api]\nsocket_mode = 0689\n", undef, qr/octal/],
     )
 {
     my ($text, $line, $error) = @$case;
@@ -62,6 +64,9 @@ for my $conninfo ("host=/tmp pass word=hunter2", "host=/tmp password='hunter2", 
     is($code, 1, 'a connection string with a slip');
     like($out, qr/FAIL.*postgres\.conninfo: not "name=value/, 'is told by the name of its setting');
     unlike("$out$err", qr/hunter2/, 'and not shown');
+    ($code, $out, $err) = check("[run]\nroles = api\n[api]\nconninfo = $conninfo\n");
+    like($out, qr/FAIL.*api\.conninfo: not "name=value/, 'so is the one of the API');
+    unlike("$out$err", qr/hunter2/, 'nor is that shown');
 }
 ($code, $out, $err) = check("[run]\nroles = clicks, payout\n");
 is($code, 1, 'a role that there is not');
