@@ -150,6 +150,7 @@ $(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c -ljanss
 # What fuzz targets need beside protocol/: sources, and files that they include.
 FUZZ_STREAM    := worker/copy.c worker/log.c worker/pg.c
 FUZZ_STREAM_IN := t/fuzz/daemon.h t/fuzz/postgres.h worker/clicks.c worker/conversions.c worker/redis.c worker/stream.c
+FUZZ_SRCS_csv    := $(API_PURE_SRCS)
 FUZZ_SRCS_dump   := worker/dump.c worker/config.c $(FUZZ_STREAM) worker/redis.c
 FUZZ_SRCS_event  := ngx_module/ngx_http_affiliate_event.c
 FUZZ_SRCS_rows   := $(FUZZ_STREAM)

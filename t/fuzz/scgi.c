@@ -1,12 +1,11 @@
 /*
  * What comes through the api's socket, up to its fields: the head, its path, query, cookie and
- * Accept header, and the body behind it, as JSON and as CSV. Nothing found lies outside of the
+ * Accept header, and the body behind it, as JSON. Nothing found lies outside of the
  * input; a head is the same however it is cut; what is left of it is none.
  */
 
 #include "fuzz.h"
 
-#include "worker/api/csv.h"
 #include "worker/api/request.h"
 #include "worker/api/scgi.h"
 #include "worker/api/text.h"
@@ -74,50 +73,6 @@ check_fields(const struct scgi_head *head, struct aff_slice body)
     require(strlen(prefix) < sizeof(prefix));
 }
 
-/* What is read as CSV and written again is read as the same, but for apostrophes before formulas.
- */
-static void
-check_csv(struct aff_slice body)
-{
-    static struct csv_row row, other;
-    struct csv_reader reader, back;
-    struct buffer out;
-    struct aff_slice whole;
-
-    csv_open(&reader, body);
-    buffer_open(&out, 1 << 22, NULL);
-    while (csv_next(&reader, &row) == CSV_ROW) {
-        buffer_reset(&out);
-        for (unsigned i = 0; i < row.count; i++) {
-            require(text_utf8(row.cells[i]) && row.cells[i].len <= CSV_CELL_MAX);
-            buffer_puts(&out, i == 0 ? "" : ",");
-            csv_put(&out, row.cells[i]);
-        }
-
-        if (!buffer_whole(&out, &whole) || whole.len == 0 || row.count < 2) {
-            continue;
-        }
-
-        csv_open(&back, whole);
-        back.separator = ',';
-        require(csv_next(&back, &other) == CSV_ROW && other.count == row.count);
-        for (unsigned i = 0; i < row.count; i++) {
-            struct aff_slice cell = other.cells[i];
-
-            if (cell.len == row.cells[i].len + 1 && cell.data[0] == '\'') {
-                cell = aff_slice(cell.data + 1, cell.len - 1);
-            }
-
-            /* A byte order mark at the very front is taken for one. */
-            require(aff_slice_equal(cell, row.cells[i]) || i == 0);
-        }
-        csv_close(&back);
-    }
-
-    buffer_close(&out);
-    csv_close(&reader);
-}
-
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -130,9 +85,6 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
         check_head(input, &head, consumed);
         check_fields(&head, body);
-        check_csv(body);
-    } else {
-        check_csv(input);
     }
 
     return 0;

@@ -1,8 +1,8 @@
 /*
  * A CSV body becomes rows in three operations: X tells that one comes, and gets its name; X_rows
- * takes parts of it, in order, each a transaction of its own that may come twice; X_done ends it
- * and makes the answer. An upload that broke off goes on where it was when it is sent again under
- * the same Idempotency-Key.
+ * takes parts of it, in order, each a transaction of its own that may come twice; X_done ends it,
+ * in as many steps as it wants, and makes the answer. An upload that broke off goes on where it was
+ * when it is sent again under the same Idempotency-Key.
  */
 
 #include "worker/api/csv.h"
@@ -11,38 +11,45 @@
 #include <stdlib.h>
 
 #define UPLOAD_ROWS_MAX  1000000
-#define UPLOAD_PART_ROWS 500
-#define UPLOAD_PART_MAX  (256 * 1024UL) /* bytes of cells */
+#define UPLOAD_PART_ROWS 2000
+#define UPLOAD_PART_MAX  (512 * 1024UL) /* bytes of cells */
 
 struct upload {
     struct csv_reader reader;
-    struct csv_row row;
-    uint64_t line;   /* rows read so far, without the header */
-    uint64_t stored; /* of them, as far as SQL has said: those are not sent again */
+    struct aff_slice rest; /* of the body, not read yet */
+    uint64_t line;         /* rows read so far, without the header */
+    uint64_t stored;       /* of them, as far as SQL has said: those are not sent again */
     char *name;
     json_t *path; /* what every operation gets: path and query parameters */
 };
 
-static bool
-upload_malformed(struct exchange *x, const struct upload *upload, enum csv_result result)
+static enum csv_event
+upload_next(struct upload *upload)
 {
-    char pointer[32];
-    const char *rule = result == CSV_TOO_LARGE ? "has too many columns, or too long a cell"
-                                               : "is not CSV: quotes, or bytes that are no UTF-8";
+    enum csv_event event = csv_read(&upload->reader, &upload->rest);
 
-    snprintf(pointer, sizeof(pointer), "/%llu", (unsigned long long) upload->reader.line);
+    return event == CSV_MORE ? csv_end(&upload->reader) : event;
+}
+
+static bool
+upload_malformed(struct exchange *x, const struct upload *upload)
+{
+    const struct csv_reader *reader = &upload->reader;
+    char pointer[32];
+
+    snprintf(pointer, sizeof(pointer), "/%lu", reader->row);
     return answer_problem(x, 422, "malformed_csv",
-        json_pack("{s:[{s:s, s:s}]}", "errors", "pointer", pointer, "detail", rule),
-        "Line %llu %s.", (unsigned long long) upload->reader.line, rule);
+        json_pack("{s:[{s:s, s:s}]}", "errors", "pointer", pointer, "detail", reader->problem),
+        "Row %lu %s.", reader->row, reader->problem);
 }
 
 static json_t *
-upload_cells(const struct csv_row *row, bool trim)
+upload_cells(const struct csv_reader *reader, bool trim)
 {
     json_t *cells = json_array();
 
-    for (unsigned i = 0; i < row->count; i++) {
-        struct aff_slice cell = row->cells[i];
+    for (unsigned i = 0; i < reader->columns; i++) {
+        struct aff_slice cell = csv_cell(reader, i);
 
         while (trim && cell.len > 0 && cell.data[0] == ' ') {
             cell = aff_slice(cell.data + 1, cell.len - 1);
@@ -88,19 +95,19 @@ upload_call(struct exchange *x, const struct upload *upload, const char *suffix,
 static bool
 upload_begin(struct exchange *x, struct upload *upload, bool *done)
 {
-    enum csv_result result = csv_next(&upload->reader, &upload->row);
+    enum csv_event event = upload_next(upload);
     struct outcome outcome;
     const char *name;
     bool ok;
 
-    if (result != CSV_ROW) {
-        return result == CSV_END
+    if (event != CSV_ROW) {
+        return event == CSV_MORE
                    ? answer_problem(x, 422, "malformed_csv", NULL, "There is no header line.")
-                   : upload_malformed(x, upload, result);
+                   : upload_malformed(x, upload);
     }
 
     if (!upload_call(x, upload, "",
-            json_pack("{s:o, s:I}", "_header", upload_cells(&upload->row, true), "_bytes",
+            json_pack("{s:o, s:I}", "_header", upload_cells(&upload->reader, true), "_bytes",
                 (json_int_t) x->body.len),
             &outcome)) {
         return false;
@@ -154,16 +161,16 @@ upload_part(struct exchange *x, struct upload *upload, bool *end)
     size_t bytes = 0;
 
     while (json_array_size(rows) < UPLOAD_PART_ROWS && bytes < UPLOAD_PART_MAX) {
-        enum csv_result result = csv_next(&upload->reader, &upload->row);
+        enum csv_event event = upload_next(upload);
 
-        if (result == CSV_END) {
+        if (event == CSV_MORE) {
             *end = true;
             break;
         }
 
-        if (result != CSV_ROW) {
+        if (event != CSV_ROW) {
             json_decref(rows);
-            return upload_malformed(x, upload, result);
+            return upload_malformed(x, upload);
         }
 
         if (++upload->line > UPLOAD_ROWS_MAX) {
@@ -177,11 +184,8 @@ upload_part(struct exchange *x, struct upload *upload, bool *end)
             continue;
         }
 
-        for (unsigned i = 0; i < upload->row.count; i++) {
-            bytes += upload->row.cells[i].len;
-        }
-
-        if (json_array_append_new(rows, upload_cells(&upload->row, false)) != 0) {
+        bytes += upload->reader.used;
+        if (json_array_append_new(rows, upload_cells(&upload->reader, false)) != 0) {
             json_decref(rows);
             return answer_unavailable(x, "There is no memory left.");
         }
@@ -190,37 +194,52 @@ upload_part(struct exchange *x, struct upload *upload, bool *end)
     return upload_flush(x, upload, first, rows);
 }
 
+/* As long as the answer names the upload again, its end has more to do, each step a transaction. */
 static bool
 upload_end(struct exchange *x, const struct upload *upload)
 {
     struct outcome outcome;
-    bool ok = upload_call(x, upload, "_done",
-        json_pack("{s:s, s:I}", "_upload", upload->name, "_lines", (json_int_t) upload->line),
-        &outcome);
+    bool more = true;
 
-    if (ok) {
-        ok = call_head(x, outcome.head) && answer_row(x, &outcome);
-        outcome_free(&outcome);
+    while (more) {
+        if (!upload_call(x, upload, "_done",
+                json_pack(
+                    "{s:s, s:I}", "_upload", upload->name, "_lines", (json_int_t) upload->line),
+                &outcome)) {
+            return false;
+        }
+
+        more = json_object_get(outcome.row, "_upload") != NULL;
+        if (more) {
+            outcome_free(&outcome);
+        }
     }
 
-    return ok;
+    more = call_head(x, outcome.head) && answer_row(x, &outcome);
+    outcome_free(&outcome);
+    return more;
 }
 
 bool
 upload_operation(struct exchange *x)
 {
-    struct upload upload = {.path = json_incref(x->fields)};
-    bool done = false, end = false, ok;
+    struct upload upload = {.path = json_incref(x->fields), .rest = x->body};
+    uint8_t *row = malloc(CSV_ROW_MAX);
+    bool done = false, end = false;
+    bool ok = row != NULL || answer_unavailable(x, "There is no memory left.");
 
-    csv_open(&upload.reader, x->body);
-    ok = upload_begin(x, &upload, &done);
+    if (ok) {
+        csv_init(&upload.reader, row, CSV_ROW_MAX);
+        ok = upload_begin(x, &upload, &done);
+    }
+
     while (ok && !done && !end) {
         ok = upload_part(x, &upload, &end);
     }
 
     ok = ok && (done || upload_end(x, &upload));
-    csv_close(&upload.reader);
     json_decref(upload.path);
     free(upload.name);
+    free(row);
     return ok;
 }
