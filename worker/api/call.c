@@ -332,11 +332,15 @@ call_credential(const struct exchange *x)
 
 /* What the same key may be used for again: the same method, target and body. */
 static void
-call_body_hash(const struct exchange *x, char hash[TEXT_SHA256_CHARS + 1])
+call_body_hash(struct exchange *x)
 {
     char body[TEXT_SHA256_CHARS + 1];
     struct buffer text;
     struct aff_slice whole = {0};
+
+    if (x->body_hash[0] != '\0') {
+        return;
+    }
 
     text_sha256(x->body, body);
     buffer_open(&text, SCGI_INPUT_MAX, NULL);
@@ -346,7 +350,7 @@ call_body_hash(const struct exchange *x, char hash[TEXT_SHA256_CHARS + 1])
     buffer_puts(&text, "\n");
     buffer_puts(&text, body);
     if (buffer_whole(&text, &whole)) {
-        text_sha256(whole, hash);
+        text_sha256(whole, x->body_hash);
     }
 
     buffer_close(&text);
@@ -361,10 +365,10 @@ call_set(json_t *object, const char *name, struct aff_slice value)
 }
 
 char *
-call_meta(const struct exchange *x)
+call_meta(struct exchange *x)
 {
     json_t *object = json_pack("{s:s}", "request_id", x->id);
-    char hash[TEXT_SHA256_CHARS + 1] = "", agent[CALL_AGENT_MAX];
+    char agent[CALL_AGENT_MAX];
     struct aff_slice value;
     size_t len;
     char *text;
@@ -373,8 +377,8 @@ call_meta(const struct exchange *x)
     call_set(object, "method", x->method);
     call_set(object, "idempotency_key", x->idempotency_key);
     if (!aff_slice_equal(x->method, aff_slice_of("GET"))) {
-        call_body_hash(x, hash);
-        call_set(object, "body_hash", aff_slice_of(hash));
+        call_body_hash(x);
+        call_set(object, "body_hash", aff_slice_of(x->body_hash));
     }
 
     (void) scgi_find(&x->lane->head, "HTTP_IF_MATCH", &value);

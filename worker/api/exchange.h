@@ -58,6 +58,7 @@ struct exchange {
     struct aff_slice method, target, path, query, address, idempotency_key;
     struct buffer input;
     struct aff_slice body;
+    char body_hash[TEXT_SHA256_CHARS + 1]; /* call_body_hash() makes it once, however many calls */
     char id[EXCHANGE_ID_MAX];
     char prefix[REQUEST_ADDRESS_MAX]; /* of the address */
     const struct route *route;
@@ -136,7 +137,7 @@ json_t *call_value(
 
 /* The jsonb parameters p_credential and p_meta. The caller frees them; NULL: no memory. */
 char *call_credential(const struct exchange *x);
-char *call_meta(const struct exchange *x);
+char *call_meta(struct exchange *x);
 
 /* What an operation's rows said; see call.c. */
 struct outcome {
