@@ -142,6 +142,13 @@ update affiliate.api_key set label = 'LEAK key' where merchant_id = 900002;
 insert into affiliate.link (merchant_id, link_id, campaign_id, affiliate_id, livemode, code, url) values
     (900002, 900045, 900023, 900012, true, 'LEAKcode', 'https://other.example/LEAK');
 insert into affiliate.link_code (code, merchant_id, link_id) values ('LEAKcode', 900002, 900045);
+insert into affiliate.membership (merchant_id, campaign_id, affiliate_id, state, message) values (900002, 900023, 900012, 'applied', 'LEAK message');
+insert into affiliate.creative (merchant_id, campaign_id, title, body) values (900002, 900023, 'LEAK text', 'LEAK');
+insert into affiliate.product (merchant_id, sku, availability, currency, price_minor, title, url) values
+    (900002, 'LEAKsku', 'in_stock', 'USD', 100, 'LEAK product', 'https://other.example/LEAK');
+insert into affiliate.product_category (merchant_id, category, name) values (900002, 'theirs', 'LEAK category');
+insert into affiliate.import (merchant_id, kind, livemode, dry_run, header, actor_kind) values (900002, 'products', true, false, '{LEAK}', 'LEAK');
+insert into affiliate.network_fee (merchant_id, fee_basis_points) values (900002, 1111);
 select pg_temp.report(jsonb_build_object('order', 'LEAK-1', 'merchant', 900002, 'status', 'approved', 'amount', 5000, 'currency', 'USD',
     'click', pg_temp.click(7, p_link => 900045), 'at', now() - interval '10 minutes')) \g /dev/null
 select affiliate.record(row('system', null, null, 900002, null, 900012, null, true, null)::affiliate.actor, 'LEAK', 'LEAK', 'LEAK', null, '{"x": "LEAK"}');
@@ -151,13 +158,16 @@ create temp table sample as
 select '{"merchant": "900001", "campaign": "900023", "affiliate": "900012", "link": "LEAKcode", "code": "LEAKcode", "order": "LEAK-1",
          "key": "ak_live_fixture2", "role": "manager", "email": "x@people.example", "name": "x", "reason": "x", "host": "x.example",
          "kind": "esewa", "holder": "x", "account": "9841234567", "business_name": "x", "website": "https://x.example/", "url": "https://other.example/",
-         "by": "day", "month": "2026-01", "currency": "NPR", "amount": "1.00", "sku": "x", "title": "x", "category": "x", "status": "approved",
-         "_upload": "1", "_line": 1, "_lines": 1, "_rows": [["x"]], "_header": ["id"], "_bytes": 10, "_user": 900106, "_nonce": "00", "_expires": 1,
+         "by": "day", "month": "2026-01", "currency": "NPR", "amount": "1.00", "sku": "x", "title": "x", "category": "theirs", "status": "approved",
+         "product": "LEAKsku", "price": "1", "body": "x", "rate_percent": "1", "fee_percent": "1",
+         "_upload": "1", "_line": 1, "_lines": 1, "_rows": [["x"]], "_header": ["id", "title", "link", "price"], "_bytes": 10, "_user": 900106, "_nonce": "00", "_expires": 1,
          "_password": "$scrypt$x", "_current": "$scrypt$x", "_token": "x", "_csrf": "x", "_secret": "00", "_step": 1, "_codes": ["x"],
          "_recovery": "00", "_key_id": "ak_test_made", "_master_id": "m1"}'::jsonb
        || jsonb_build_object('user', '900104', 'session', (select session_id from affiliate.session where user_id = 900106)::text,
               'invitation', (select invitation_id from affiliate.invitation where email like '%LEAK%')::text,
               'payout_method', (select payout_method_id from affiliate.payout_method where affiliate_id = 900012)::text,
+              'creative', (select creative_id from affiliate.creative where title = 'LEAK text')::text,
+              'import', (select import_id from affiliate.import where actor_kind = 'LEAK')::text,
               'order_no', (select order_no from affiliate.order_fact where order_id = 'LEAK-1')::text) as fields;
 
 -- Everything that is theirs, and not the caller's as well, whatever table it is in, as one number.
@@ -218,7 +228,7 @@ begin
     outcome := coalesce((answer ->> 'error') || ' ' || (answer ->> 'code'), answer -> 'head' ->> 'status');
     leaked := (regexp_match(answer::text, '[^{}]*LEAK[^{}]*', 'i'))[1];
     -- What was asked may be told: the caller knew it.
-    if outcome !~ '^2' and answer ->> 'code' !~ 'LEAK (shop|campaign|road|profile|holder|key|Ltd)' then
+    if outcome !~ '^2' and answer ->> 'code' !~ 'LEAK (shop|campaign|road|profile|holder|key|Ltd|message|text|product)' then
         leaked := null;
     end if;
 end
@@ -239,7 +249,7 @@ select pg_temp.none($$ select operation, who, outcome from reached where changed
 select pg_temp.none($$ select operation, who, leaked from reached where leaked is not null and kind in ('merchant', 'key', 'person') $$,
     'a merchant sees nothing of another''s, nor what is an affiliate''s own');
 -- Shops and what they offer are for affiliates to see.
-select pg_temp.none($$ select operation, leaked from reached where kind = 'affiliate' and leaked ~* 'LEAK(code|-1|CHALLENGE| road| profile| holder| key| Ltd|.example)' $$,
+select pg_temp.none($$ select operation, leaked from reached where kind = 'affiliate' and leaked ~* 'LEAK(code|-1|CHALLENGE| road| profile| holder| key| Ltd| message|\.example)' $$,
     'an affiliate sees nothing of another''s, nor what a merchant keeps to himself');
 select pg_temp.none($$ select operation, who, outcome from reached where outcome ~ '^(42|XX|P0|22[^0]|2200[0-9]|23)' and outcome !~ '^22023' $$,
     'no request makes SQL fail but by a refusal');
