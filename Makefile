@@ -148,7 +148,7 @@ $(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c
 $(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c -ljansson
 
 # What fuzz targets need beside protocol/: sources, and files that they include.
-FUZZ_STREAM    := worker/copy.c worker/log.c worker/pg.c
+FUZZ_STREAM    := worker/click_counts.c worker/copy.c worker/log.c worker/pg.c
 FUZZ_STREAM_IN := t/fuzz/daemon.h t/fuzz/postgres.h worker/clicks.c worker/conversions.c worker/redis.c worker/stream.c
 FUZZ_SRCS_csv    := $(API_PURE_SRCS)
 FUZZ_SRCS_dump   := worker/dump.c worker/config.c $(FUZZ_STREAM) worker/redis.c

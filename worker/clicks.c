@@ -3,12 +3,17 @@
  *
  * Nearly all clicks of a load are of one day. That day's COPY is open while the load is walked, so
  * that PostgreSQL works while we encode; rows of other days are kept and copied after it.
+ *
+ * What reports add up is added up here, too, and goes to the rollups last of all: that locks their
+ * rows until COMMIT.
  */
 
+#include "worker/click_counts.h"
 #include "worker/rows.h"
 #include "worker/stream.h"
 
 #include <stdlib.h>
+#include <sys/random.h>
 
 #define DAY_MS       86400000ULL
 #define CLICK_FIELDS 14
@@ -30,6 +35,9 @@ struct clicks {
     size_t count;
     struct copy_buffer rows; /* of the open COPY */
     struct leaf *open;
+    struct click_counts counts; /* of the transaction */
+    struct aff_click alone;     /* a record that is stored by itself: counted once it is */
+    bool alone_stored;
 };
 
 static void
@@ -219,7 +227,7 @@ clicks_open(struct stream *stream, struct leaf *leaf, struct pg_error *error)
 
 /* One record: into the open COPY, beside it, or to the dead letters. */
 static bool
-clicks_store_record(struct stream *stream, const struct entry *entry, int64_t record,
+clicks_store_record(struct stream *stream, const struct entry *entry, int64_t record, bool apart,
     const struct aff_frame *frame, struct pg_error *error)
 {
     struct clicks *clicks = stream->data;
@@ -251,13 +259,15 @@ clicks_store_record(struct stream *stream, const struct entry *entry, int64_t re
 
     rows = leaf == clicks->open ? &clicks->rows : &leaf->rows;
     p = copy_room(rows, CLICK_ROW_MAX);
-    if (p == NULL) {
+    if (p == NULL || (!apart && !click_counts_add(&clicks->counts, &click))) {
         *error = (struct pg_error){.class = PG_CLASS_RETRY, .message = "out of memory"};
         return false;
     }
 
     rows->len += (size_t) (clicks_put_row(p, &click) - p);
     stream->stored++;
+    clicks->alone = click;
+    clicks->alone_stored = true;
 
     if (leaf == clicks->open && rows->len >= COPY_CHUNK - CLICK_ROW_MAX) {
         role_progress(stream->role);
@@ -296,12 +306,26 @@ clicks_flush(struct stream *stream, struct pg_error *error)
 }
 
 static bool
+clicks_count_alone(struct stream *stream, struct pg_error *error)
+{
+    struct clicks *clicks = stream->data;
+
+    if (clicks->alone_stored && !click_counts_add(&clicks->counts, &clicks->alone)) {
+        *error = (struct pg_error){.class = PG_CLASS_RETRY, .message = "out of memory"};
+        return false;
+    }
+
+    return true;
+}
+
+static bool
 clicks_store(struct stream *stream, const struct entry *entries, size_t count, int64_t only,
     struct pg_error *error)
 {
     struct clicks *clicks = stream->data;
 
     /* A transaction that failed may have left rows behind. */
+    clicks->alone_stored = false;
     clicks->open = NULL;
     clicks->rows.len = 0;
     for (size_t i = 0; i < clicks->count; i++) {
@@ -319,28 +343,54 @@ clicks_store(struct stream *stream, const struct entry *entries, size_t count, i
         while ((only < 0 || walk.record < only || !walk.begun) &&
                stream_walk(stream, &entries[i], &walk, &frame)) {
             if ((only < 0 || walk.record == only) &&
-                !clicks_store_record(stream, &entries[i], walk.record, &frame, error)) {
+                !clicks_store_record(stream, &entries[i], walk.record, only >= 0, &frame, error)) {
                 return false;
             }
         }
     }
 
-    return clicks_flush(stream, error);
+    return clicks_flush(stream, error) && (only < 0 || clicks_count_alone(stream, error));
+}
+
+static void
+clicks_begin(struct stream *stream)
+{
+    struct clicks *clicks = stream->data;
+
+    click_counts_clear(&clicks->counts);
+}
+
+static bool
+clicks_finish(struct stream *stream, struct pg_error *error)
+{
+    struct clicks *clicks = stream->data;
+
+    return click_counts_send(&clicks->counts, stream->pg, error) &&
+           !pg_fault(AFF_FAULT("clicks.counted"), error);
 }
 
 static const struct stream_kind clicks_kind = {.channel = AFF_CHANNEL_CLICKS,
     .name = "clicks",
     .prepare = clicks_prepare,
-    .store = clicks_store};
+    .store = clicks_store,
+    .begin = clicks_begin,
+    .finish = clicks_finish};
 
 static bool
 clicks_serve(struct role *role)
 {
     struct clicks clicks = {0};
-    bool ok = stream_serve(role, &clicks_kind, role->config->clicks.batch_bytes,
-        role->config->clicks.batch_delay, &clicks);
+    bool ok;
 
+    if (getrandom(clicks.counts.key, sizeof(clicks.counts.key), 0) !=
+        (ssize_t) sizeof(clicks.counts.key)) {
+        return role_failed(role, "no random bytes");
+    }
+
+    ok = stream_serve(role, &clicks_kind, role->config->clicks.batch_bytes,
+        role->config->clicks.batch_delay, &clicks);
     clicks_forget_leaves(&clicks);
+    click_counts_free(&clicks.counts);
     copy_free(&clicks.rows);
     return ok;
 }

@@ -13,10 +13,15 @@
 
 #include <endian.h>
 
-#define COPY_CHUNK    (64 * 1024UL) /* handed to libpq at a time */
-#define COPY_OID_INT8 20
-#define COPY_OID_INT4 23
-#define COPY_OID_TEXT 25
+#define COPY_CHUNK          (64 * 1024UL) /* handed to libpq at a time */
+#define COPY_OID_BOOL       16
+#define COPY_OID_INT8       20
+#define COPY_OID_INT4       23
+#define COPY_OID_TEXT       25
+#define COPY_OID_BOOL_ARRAY 1000
+#define COPY_OID_INT4_ARRAY 1007
+#define COPY_OID_TEXT_ARRAY 1009
+#define COPY_OID_INT8_ARRAY 1016
 
 /* Rows for one relation; memory is kept from use to use. */
 struct copy_buffer {

@@ -7,6 +7,7 @@ API_PURE_SRCS := $(addprefix worker/api/, \
 
 WORKER_SRCS = \
 	worker/check.c \
+	worker/click_counts.c \
 	worker/clicks.c \
 	worker/config.c \
 	worker/conversions.c \

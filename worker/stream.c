@@ -740,6 +740,10 @@ stream_attempt(struct stream *stream, struct entry *entries, size_t count, bool 
         }
     }
 
+    if (stream->kind->begin != NULL) {
+        stream->kind->begin(stream);
+    }
+
     stream->begun_ms = clock_monotonic_ms();
     ok = pg_command(stream->pg, "begin", error) && !pg_fault(AFF_FAULT("stream.begun"), error) &&
          stream_accept(stream, entries, count, error) &&
@@ -750,6 +754,8 @@ stream_attempt(struct stream *stream, struct entry *entries, size_t count, bool 
     } else if (ok && entries[0].state == ENTRY_ACCEPTED) {
         ok = stream_store_apart(stream, &entries[0], error);
     }
+
+    ok = ok && (stream->kind->finish == NULL || stream->kind->finish(stream, error));
 
     stream_bury_junk(stream, entries, count);
     if (ok && stream->dead_failed) {

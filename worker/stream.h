@@ -76,6 +76,11 @@ struct stream_kind {
     bool (*store)(struct stream *stream, const struct entry *entries, size_t count, int64_t only,
         struct pg_error *error);
 
+    /* Around all of a transaction's store(); either may be NULL. What store() has gathered for
+     * finish() is what it stored: a record that was refused is in no savepoint of it. */
+    void (*begin)(struct stream *stream);
+    bool (*finish)(struct stream *stream, struct pg_error *error);
+
     /* Once a turn, outside of transactions. */
     bool (*turn)(struct stream *stream, struct pg_error *error);
 };

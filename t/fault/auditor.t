@@ -28,8 +28,8 @@ my ($event) = sort { $a->{key} cmp $b->{key} } values %{ $journal->{events} };
 my $rows = 'create table public.kept as select * from affiliate.click where id = \'%s\'; set session_replication_role = replica; delete from affiliate.click where id = \'%1$s\'';
 $t->psql(sprintf $rows, $click);
 finds(qr/click \Q$click\E is there 0 times/, 'a click that is gone');
-$t->psql('insert into affiliate.click select * from public.kept');
-$t->psql("insert into affiliate.click select (substr(id::text, 1, 24) || '000000000000')::uuid, merchant_id, link_id, campaign_id, "
+$t->psql('set session_replication_role = replica; insert into affiliate.click select * from public.kept');
+$t->psql("set session_replication_role = replica; insert into affiliate.click select (substr(id::text, 1, 24) || '000000000000')::uuid, merchant_id, link_id, campaign_id, "
     . 'affiliate_id, livemode, verdict, reasons, address_prefix, visitor, sub_ids, signals, user_agent, referrer from public.kept');
 finds(qr/1 clicks more than were asked for/, 'a click that nobody asked for');
 $t->psql("set session_replication_role = replica; delete from affiliate.click where id::text like '%-000000000000'");

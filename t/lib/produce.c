@@ -40,8 +40,8 @@ struct options {
     enum damage damage;
     uint64_t count, first, seed, start_ms, rate, delay_ms, spool, segment, segment_batches, stream,
         repeat;
-    uint64_t merchant, merchants, link, campaign, affiliate, affiliates, amount, bots,
-        batch_records, batch_bytes;
+    uint64_t merchant, merchants, link, links, campaign, affiliate, affiliates, amount, bots,
+        sub_ids, batch_records, batch_bytes;
 };
 
 struct producer {
@@ -173,8 +173,9 @@ add_click(struct producer *p, uint64_t i, const uint8_t uuid[AFF_UUID_BYTES], ui
         "Mobile/15E148 Safari/604.1",
     };
     uint64_t r = mix(o->seed ^ 0x5bd1e995, i);
+    char sub_id[32];
     bool bot = r % 100 < o->bots;
-    struct aff_click click = {.link_id = o->link,
+    struct aff_click click = {.link_id = o->link + i % o->links,
         .merchant_id = o->merchant + i % o->merchants,
         .campaign_id = o->campaign,
         .affiliate_id = o->affiliate + i % o->affiliates,
@@ -189,6 +190,11 @@ add_click(struct producer *p, uint64_t i, const uint8_t uuid[AFF_UUID_BYTES], ui
 
     memcpy(click.id, uuid, AFF_UUID_BYTES);
     click.sub_ids[0] = aff_slice_of(r >> 41 & 1 ? "newsletter" : "");
+    if (o->sub_ids > 0) {
+        snprintf(sub_id, sizeof(sub_id), "sub-%llu", (unsigned long long) (r >> 42) % o->sub_ids);
+        click.sub_ids[0] = aff_slice_of(sub_id);
+    }
+
     *len = aff_click_encode(&click, out, room);
 }
 
@@ -331,7 +337,8 @@ static const char usage[] =
     "  --start-ms=N     time of click 0, unix milliseconds [now]\n"
     "  --rate=N         clicks a second of that time [10000]\n"
     "  --merchant=N --merchants=N     first merchant and how many take turns [1, 1]\n"
-    "  --link=N --campaign=N --affiliate=N --affiliates=N   [1]\n"
+    "  --link=N --links=N --campaign=N --affiliate=N --affiliates=N   [1]\n"
+    "  --sub-ids=N      clicks carry one of so many sub-ids, whichever [every other: newsletter]\n"
     "  --bots=PERCENT   clicks with the verdict bot [0];  --test: livemode off\n"
     "  --statuses=A,B   events of every order [approved]\n"
     "  --delay-ms=N     from click to event [600000]\n"
@@ -352,8 +359,8 @@ static const struct option long_options[] = {{"redis", 1, NULL, 0}, {"password",
     {"stream", 1, NULL, 0}, {"repeat", 1, NULL, 0}, {"merchant", 1, NULL, 0},
     {"merchants", 1, NULL, 0}, {"link", 1, NULL, 0}, {"campaign", 1, NULL, 0},
     {"affiliate", 1, NULL, 0}, {"affiliates", 1, NULL, 0}, {"amount", 1, NULL, 0},
-    {"bots", 1, NULL, 0}, {"batch-records", 1, NULL, 0}, {"batch-bytes", 1, NULL, 0},
-    {NULL, 0, NULL, 0}};
+    {"bots", 1, NULL, 0}, {"links", 1, NULL, 0}, {"sub-ids", 1, NULL, 0},
+    {"batch-records", 1, NULL, 0}, {"batch-bytes", 1, NULL, 0}, {NULL, 0, NULL, 0}};
 
 static void
 set_text(struct options *o, const char *name, const char *value)
@@ -375,8 +382,9 @@ set_text(struct options *o, const char *name, const char *value)
         {"repeat", &o->repeat, 10}, {"merchant", &o->merchant, 10},
         {"merchants", &o->merchants, 10}, {"link", &o->link, 10}, {"campaign", &o->campaign, 10},
         {"affiliate", &o->affiliate, 10}, {"affiliates", &o->affiliates, 10},
-        {"amount", &o->amount, 10}, {"bots", &o->bots, 10},
-        {"batch-records", &o->batch_records, 10}, {"batch-bytes", &o->batch_bytes, 10}};
+        {"amount", &o->amount, 10}, {"bots", &o->bots, 10}, {"links", &o->links, 10},
+        {"sub-ids", &o->sub_ids, 10}, {"batch-records", &o->batch_records, 10},
+        {"batch-bytes", &o->batch_bytes, 10}};
 
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         if (strcmp(name, texts[i].name) == 0) {
@@ -437,6 +445,7 @@ main(int argc, char **argv)
         .campaign = 1,
         .affiliate = 1,
         .affiliates = 1,
+        .links = 1,
         .amount = 125050,
         .batch_records = 400,
         .batch_bytes = 61440};

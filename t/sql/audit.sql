@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(35);
+select plan(46);
 
 select pg_temp.click(1) \g /dev/null
 select pg_temp.stage(jsonb_build_object('order', n, 'status', 'approved', 'amount', 10000, 'key', 'k' || n,
@@ -14,6 +14,11 @@ select pg_temp.report(jsonb_build_object('order', 'refunded', 'status', 'refunde
     'click', pg_temp.click_id(1, now() - interval '3 hours'))) \g /dev/null
 select pg_temp.report(jsonb_build_object('order', 'waits', 'status', 'pending', 'amount', 1000,
     'click', pg_temp.click_id(2, now() - interval '3 hours'))) \g /dev/null
+insert into affiliate.click (id, merchant_id, link_id, campaign_id, affiliate_id, livemode, verdict, reasons, sub_ids)
+values (pg_temp.click_id(3, now() - interval '3 hours'), 900001, 900041, 900021, 900011, true, 0, 0, '{news}');
+select pg_temp.report(jsonb_build_object('order', 'items', 'status', 'approved', 'amount', 1000,
+    'at', now() - interval '10 minutes', 'sku', '["tea"]'::jsonb, 'quantity', '[2]'::jsonb, 'item_amount', '[1000]'::jsonb,
+    'click', pg_temp.click_id(3, now() - interval '3 hours'))) \g /dev/null
 select affiliate.release_holds(10) \g /dev/null
 select is_empty($$ select pg_temp.audit() $$, 'the books are right to begin with');
 
@@ -78,7 +83,19 @@ insert into planted values
     ('delete from affiliate.conversion', 'batch is applied exactly once'),
     ('update affiliate.inbox set conversions = conversions + 1', 'batch is applied exactly once'),
     ('delete from affiliate.inbox', 'conversion came with a batch'),
-    ('update affiliate.conversion set order_id = ''another''', 'conversion belongs to an order');
+    ('update affiliate.conversion set order_id = ''another''', 'conversion belongs to an order'),
+    ('update affiliate.click_link_day set valid = valid + 1', 'clicks of a link are the recount'),
+    ('delete from affiliate.click where sub_ids is null', 'clicks of a link are the recount'),
+    ('delete from affiliate.click_sub_day', 'clicks of a sub id are the recount'),
+    ('update affiliate.click_day set bot = bot + 1', 'clicks of a day are those of its links'),
+    ('insert into affiliate.click_sub_day select merchant_id, livemode, day, link_id, campaign_id, affiliate_id, ''s'' || n, '
+     '0, 0, 0, 0, 0, 0 from affiliate.click_sub_day, generate_series(1, 50) n', 'sub ids of a link are bounded'),
+    ('update affiliate.conversion set sub_id = ''other'' where sub_id is not null', 'conversion is counted as its click is'),
+    ('delete from affiliate.order_link_day', 'orders of a link are the recount'),
+    ('update affiliate.order_day set payable = payable + 1', 'orders of a day are those of its links'),
+    ('update affiliate.order_sku_day set pieces = pieces - 1', 'orders of a product are the recount'),
+    ('update affiliate.order_fact set reversed_minor = 5 where reversed_minor is not null', 'order remembers what was taken of it'),
+    ('update affiliate.hold set day = day + 1', 'hold is counted as its order is');
 
 select pg_temp.sees(damage, invariant) from planted;
 

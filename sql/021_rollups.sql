@@ -1,0 +1,2120 @@
+-- Rollups: what reports add up, kept in the transactions of the rows themselves.
+--
+-- A click is counted when it is written, an order whenever it is decided or released: by the difference, so that at every
+-- commit each rollup is the recount of its rows. audit_rollups() recounts.
+--
+-- Days are UTC: a click's is that inside its id, an order's that of its earliest report.
+--
+-- Sub-ids come with visitors, who may send what they like. Of each link and day the first so many (sub_id_limit()) are rows of
+-- their own, and all later ones together are one row, named by the empty text, which no sub-id can be. What a sub-id
+-- got with its first click it keeps for the day: rows are never taken away, so a sub-id is counted wholly by
+-- itself or wholly among the others, and a recount needs no memory of the order in which they came.
+--
+-- Whoever counts takes the rows of a table in the order of its key, and the tables in one order, behind all other locks:
+-- click_link_day, click_sub_day, click_day; orders, holds, accounts, order_link_day, order_day, order_sku_day. The row of
+-- click_link_day is the lock of its sub-ids, too.
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Clicks
+-- ---------------------------------------------------------------------------------------------------------------
+
+create table affiliate.click_day (
+    merchant_id     bigint not null,
+    livemode        boolean not null,
+    day             date not null,
+    campaign_id     bigint not null,
+    affiliate_id    bigint not null,
+    valid           bigint not null,
+    duplicate       bigint not null,
+    suspect         bigint not null,
+    prefetch        bigint not null,
+    preview         bigint not null,
+    bot             bigint not null,
+    primary key (merchant_id, livemode, day, campaign_id, affiliate_id)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+
+create index click_day_affiliate on affiliate.click_day (affiliate_id, livemode, day);
+
+comment on table affiliate.click_day is 'Clicks of an affiliate for a campaign on a UTC day, by verdict';
+
+create table affiliate.click_link_day (
+    merchant_id     bigint not null,
+    livemode        boolean not null,
+    day             date not null,
+    link_id         bigint not null,
+    campaign_id     bigint not null,
+    affiliate_id    bigint not null,
+    valid           bigint not null,
+    duplicate       bigint not null,
+    suspect         bigint not null,
+    prefetch        bigint not null,
+    preview         bigint not null,
+    bot             bigint not null,
+    primary key (merchant_id, livemode, day, link_id, campaign_id, affiliate_id)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+
+create index click_link_day_affiliate on affiliate.click_link_day (affiliate_id, livemode, day);
+
+comment on table affiliate.click_link_day is 'Clicks of a link on a UTC day, by verdict';
+
+create table affiliate.click_sub_day (
+    merchant_id     bigint not null,
+    livemode        boolean not null,
+    day             date not null,
+    link_id         bigint not null,
+    campaign_id     bigint not null,
+    affiliate_id    bigint not null,
+    sub_id          text collate "C" not null,
+    valid           bigint not null,
+    duplicate       bigint not null,
+    suspect         bigint not null,
+    prefetch        bigint not null,
+    preview         bigint not null,
+    bot             bigint not null,
+    primary key (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+
+create index click_sub_day_affiliate on affiliate.click_sub_day (affiliate_id, livemode, day);
+
+comment on table affiliate.click_sub_day is 'Clicks of a link on a UTC day that carried a first sub-id, by that and by verdict';
+comment on column affiliate.click_sub_day.sub_id is 'One of the first of its link and day; empty: all that came later';
+
+-- How many sub-ids of a link and day are counted by themselves.
+create function affiliate.sub_id_limit()
+returns bigint
+language sql immutable parallel safe
+return 50;
+
+-- The UTC day of a time.
+create function affiliate.utc_day(p_at timestamptz)
+returns date
+language sql immutable parallel safe
+return (p_at at time zone 'UTC')::date;
+
+-- Counts clicks, for whoever writes them, in their transaction and as late in it as can be: rows are locked from here on.
+-- Each place of the arrays is a number of clicks that have all else in common; days are counted from 1970-01-01.
+create function affiliate.count_clicks(
+    p_day integer[], p_merchant bigint[], p_livemode boolean[], p_campaign bigint[], p_affiliate bigint[], p_link bigint[],
+    p_sub_id text[], p_valid bigint[], p_duplicate bigint[], p_suspect bigint[], p_prefetch bigint[], p_preview bigint[],
+    p_bot bigint[])
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_nestloop = off
+set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
+    insert into affiliate.click_link_day as t
+          (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, valid, duplicate, suspect, prefetch, preview, bot)
+    select e.merchant_id, e.livemode, date '1970-01-01' + e.day, e.link_id, e.campaign_id, e.affiliate_id,
+           sum(e.valid), sum(e.duplicate), sum(e.suspect), sum(e.prefetch), sum(e.preview), sum(e.bot)
+      from unnest(p_day, p_merchant, p_livemode, p_campaign, p_affiliate, p_link, p_valid, p_duplicate, p_suspect, p_prefetch,
+                  p_preview, p_bot)
+           as e(day, merchant_id, livemode, campaign_id, affiliate_id, link_id, valid, duplicate, suspect, prefetch, preview, bot)
+     group by e.merchant_id, e.livemode, e.day, e.link_id, e.campaign_id, e.affiliate_id
+     order by e.merchant_id, e.livemode, e.day, e.link_id, e.campaign_id, e.affiliate_id
+        on conflict (merchant_id, livemode, day, link_id, campaign_id, affiliate_id) do update
+       set valid = t.valid + excluded.valid,
+           duplicate = t.duplicate + excluded.duplicate,
+           suspect = t.suspect + excluded.suspect,
+           prefetch = t.prefetch + excluded.prefetch,
+           preview = t.preview + excluded.preview,
+           bot = t.bot + excluded.bot;
+
+    if array_remove(p_sub_id, null) <> '{}' then
+        perform affiliate.count_sub_ids(p_day, p_merchant, p_livemode, p_campaign, p_affiliate, p_link, p_sub_id, p_valid,
+                                        p_duplicate, p_suspect, p_prefetch, p_preview, p_bot);
+    end if;
+
+    insert into affiliate.click_day as t
+          (merchant_id, livemode, day, campaign_id, affiliate_id, valid, duplicate, suspect, prefetch, preview, bot)
+    select e.merchant_id, e.livemode, date '1970-01-01' + e.day, e.campaign_id, e.affiliate_id,
+           sum(e.valid), sum(e.duplicate), sum(e.suspect), sum(e.prefetch), sum(e.preview), sum(e.bot)
+      from unnest(p_day, p_merchant, p_livemode, p_campaign, p_affiliate, p_valid, p_duplicate, p_suspect, p_prefetch,
+                  p_preview, p_bot)
+           as e(day, merchant_id, livemode, campaign_id, affiliate_id, valid, duplicate, suspect, prefetch, preview, bot)
+     group by e.merchant_id, e.livemode, e.day, e.campaign_id, e.affiliate_id
+     order by e.merchant_id, e.livemode, e.day, e.campaign_id, e.affiliate_id
+        on conflict (merchant_id, livemode, day, campaign_id, affiliate_id) do update
+       set valid = t.valid + excluded.valid,
+           duplicate = t.duplicate + excluded.duplicate,
+           suspect = t.suspect + excluded.suspect,
+           prefetch = t.prefetch + excluded.prefetch,
+           preview = t.preview + excluded.preview,
+           bot = t.bot + excluded.bot;
+end
+$$;
+
+-- The part of count_clicks() that has sub-ids. The links' rows are locked, so what is read here of their sub-ids is final: a
+-- sub-id that is new gets a row of its own while there is room, in the order of their texts.
+create function affiliate.count_sub_ids(
+    p_day integer[], p_merchant bigint[], p_livemode boolean[], p_campaign bigint[], p_affiliate bigint[], p_link bigint[],
+    p_sub_id text[], p_valid bigint[], p_duplicate bigint[], p_suspect bigint[], p_prefetch bigint[], p_preview bigint[],
+    p_bot bigint[])
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_nestloop = off
+set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
+    with entry as (
+        select e.merchant_id, e.livemode, date '1970-01-01' + e.day as day, e.link_id, e.campaign_id, e.affiliate_id,
+               e.sub_id collate "C" as sub_id,
+               sum(e.valid) as valid, sum(e.duplicate) as duplicate, sum(e.suspect) as suspect,
+               sum(e.prefetch) as prefetch, sum(e.preview) as preview, sum(e.bot) as bot
+          from unnest(p_day, p_merchant, p_livemode, p_campaign, p_affiliate, p_link, p_sub_id, p_valid, p_duplicate, p_suspect,
+                      p_prefetch, p_preview, p_bot)
+               as e(day, merchant_id, livemode, campaign_id, affiliate_id, link_id, sub_id, valid, duplicate, suspect,
+                    prefetch, preview, bot)
+         where e.sub_id is not null
+         group by 1, 2, 3, 4, 5, 6, 7
+    ),
+    known as materialized (
+        select e.*,
+               coalesce(s.there, false) as there,
+               count(*) filter (where s.there is null) over (
+                   partition by e.merchant_id, e.livemode, e.day, e.link_id, e.campaign_id, e.affiliate_id
+                   order by e.sub_id) as place
+          from entry e
+          left join lateral (
+                   select true as there
+                     from affiliate.click_sub_day s
+                    where s.merchant_id = e.merchant_id and s.livemode = e.livemode and s.day = e.day
+                      and s.link_id = e.link_id and s.campaign_id = e.campaign_id and s.affiliate_id = e.affiliate_id
+                      and s.sub_id = e.sub_id
+                   offset 0
+               ) s on true
+    ),
+    room as materialized (
+        select k.merchant_id, k.livemode, k.day, k.link_id, k.campaign_id, k.affiliate_id,
+               affiliate.sub_id_limit() - s.taken as room
+          from (select distinct merchant_id, livemode, day, link_id, campaign_id, affiliate_id
+                  from known
+                 where not there) k
+         cross join lateral (
+                   select count(*) as taken
+                     from affiliate.click_sub_day s
+                    where s.merchant_id = k.merchant_id and s.livemode = k.livemode and s.day = k.day
+                      and s.link_id = k.link_id and s.campaign_id = k.campaign_id and s.affiliate_id = k.affiliate_id
+                      and s.sub_id <> ''
+                   offset 0
+               ) s
+    ),
+    named as (
+        select k.merchant_id, k.livemode, k.day, k.link_id, k.campaign_id, k.affiliate_id, k.sub_id,
+               k.valid, k.duplicate, k.suspect, k.prefetch, k.preview, k.bot
+          from known k
+         where k.there
+        union all
+        select k.merchant_id, k.livemode, k.day, k.link_id, k.campaign_id, k.affiliate_id,
+               case when k.place <= r.room then k.sub_id else '' end,
+               k.valid, k.duplicate, k.suspect, k.prefetch, k.preview, k.bot
+          from known k
+          join room r using (merchant_id, livemode, day, link_id, campaign_id, affiliate_id)
+         where not k.there
+    )
+    insert into affiliate.click_sub_day as t
+          (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id,
+           valid, duplicate, suspect, prefetch, preview, bot)
+    select n.merchant_id, n.livemode, n.day, n.link_id, n.campaign_id, n.affiliate_id, n.sub_id,
+           sum(n.valid), sum(n.duplicate), sum(n.suspect), sum(n.prefetch), sum(n.preview), sum(n.bot)
+      from named n
+     group by 1, 2, 3, 4, 5, 6, 7
+     order by 1, 2, 3, 4, 5, 6, 7
+        on conflict (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id) do update
+       set valid = t.valid + excluded.valid,
+           duplicate = t.duplicate + excluded.duplicate,
+           suspect = t.suspect + excluded.suspect,
+           prefetch = t.prefetch + excluded.prefetch,
+           preview = t.preview + excluded.preview,
+           bot = t.bot + excluded.bot;
+end
+$$;
+
+-- Clicks that are written by a statement on the table: those of a replayed dead letter, of tests. The daemon copies straight
+-- into the partitions, where no trigger runs, and counts by itself.
+create function affiliate.count_added_clicks()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.count_clicks(
+                array_agg(c.day), array_agg(c.merchant_id), array_agg(c.livemode), array_agg(c.campaign_id),
+                array_agg(c.affiliate_id), array_agg(c.link_id), array_agg(c.sub_id), array_agg(c.valid),
+                array_agg(c.duplicate), array_agg(c.suspect), array_agg(c.prefetch), array_agg(c.preview), array_agg(c.bot))
+       from (select affiliate.utc_day(affiliate.click_time(a.id)) - date '1970-01-01' as day,
+                    a.merchant_id, a.livemode, a.campaign_id, a.affiliate_id, a.link_id, nullif(a.sub_ids[1], '') as sub_id,
+                    count(*) filter (where a.verdict = 0) as valid,
+                    count(*) filter (where a.verdict = 1) as duplicate,
+                    count(*) filter (where a.verdict = 2) as suspect,
+                    count(*) filter (where a.verdict = 3) as prefetch,
+                    count(*) filter (where a.verdict = 4) as preview,
+                    count(*) filter (where a.verdict = 5) as bot
+               from added a
+              group by 1, 2, 3, 4, 5, 6, 7) c
+     having count(*) > 0;
+    return null;
+end
+$$;
+
+create trigger counted
+after insert on affiliate.click
+referencing new table as added
+for each statement execute function affiliate.count_added_clicks();
+
+-- Counts the clicks of days anew, from the first to the last, from what is there: for the migration, and for an owner who has
+-- taken clicks away by hand. Days that retention has dropped are not to be asked for: nothing of them is left to count. Of a
+-- link and day those sub-ids come first whose first click was written first.
+create function affiliate.recount_clicks(p_first date, p_last date)
+returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set work_mem = '256MB'
+set jit = off
+as $$
+declare
+    leaf record;
+    counted bigint := 0;
+    rows bigint;
+begin
+    -- Whoever has counted and not committed is waited for; whoever has only written counts behind us.
+    lock table affiliate.click_link_day, affiliate.click_sub_day, affiliate.click_day in share row exclusive mode;
+    delete from affiliate.click_link_day where day between p_first and p_last;
+    delete from affiliate.click_sub_day where day between p_first and p_last;
+    delete from affiliate.click_day where day between p_first and p_last;
+
+    -- A day at a time: the memory that it takes is a day's.
+    for leaf in
+        select p.day, p.relation
+          from affiliate.click_partitions() p
+         where p.day between p_first and p_last
+         order by p.day
+    loop
+        execute format($sql$
+            insert into affiliate.click_link_day
+            select c.merchant_id, c.livemode, %1$L::date, c.link_id, c.campaign_id, c.affiliate_id,
+                   count(*) filter (where c.verdict = 0), count(*) filter (where c.verdict = 1),
+                   count(*) filter (where c.verdict = 2), count(*) filter (where c.verdict = 3),
+                   count(*) filter (where c.verdict = 4), count(*) filter (where c.verdict = 5)
+              from %2$s c
+             group by c.merchant_id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id$sql$,
+            leaf.day, leaf.relation);
+        get diagnostics rows = row_count;
+        continue when rows = 0;
+
+        execute format($sql$
+            insert into affiliate.click_sub_day
+            select x.merchant_id, x.livemode, %1$L::date, x.link_id, x.campaign_id, x.affiliate_id,
+                   case when x.place <= affiliate.sub_id_limit() then x.sub_id else '' end,
+                   sum(x.valid), sum(x.duplicate), sum(x.suspect), sum(x.prefetch), sum(x.preview), sum(x.bot)
+              from (select c.merchant_id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.sub_ids[1] as sub_id,
+                           row_number() over (
+                               partition by c.merchant_id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id
+                               order by min(c.ctid)) as place,
+                           count(*) filter (where c.verdict = 0) as valid,
+                           count(*) filter (where c.verdict = 1) as duplicate,
+                           count(*) filter (where c.verdict = 2) as suspect,
+                           count(*) filter (where c.verdict = 3) as prefetch,
+                           count(*) filter (where c.verdict = 4) as preview,
+                           count(*) filter (where c.verdict = 5) as bot
+                      from %2$s c
+                     where c.sub_ids[1] <> ''
+                     group by c.merchant_id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.sub_ids[1]) x
+             group by 1, 2, 3, 4, 5, 6, 7$sql$,
+            leaf.day, leaf.relation);
+
+        insert into affiliate.click_day
+        select l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id,
+               sum(l.valid), sum(l.duplicate), sum(l.suspect), sum(l.prefetch), sum(l.preview), sum(l.bot)
+          from affiliate.click_link_day l
+         where l.day = leaf.day
+         group by l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id;
+        select counted + coalesce(sum(l.valid + l.duplicate + l.suspect + l.prefetch + l.preview + l.bot), 0) into counted
+          from affiliate.click_day l
+         where l.day = leaf.day;
+    end loop;
+
+    return counted;
+end
+$$;
+
+comment on function affiliate.recount_clicks is 'Counts the clicks of some days anew; returns how many there are';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Orders
+-- ---------------------------------------------------------------------------------------------------------------
+
+-- By state, as order_state() has it. What they are worth is in the currency of the row: of orders without an amount or of
+-- none that is paid, that may be null. Commission and fee are as they stand, by where they stand: pending or payable.
+
+create table affiliate.order_day (
+    merchant_id                 bigint not null,
+    livemode                    boolean not null,
+    day                         date not null,
+    campaign_id                 bigint,
+    affiliate_id                bigint,
+    currency                    text collate "C",
+    pending                     bigint not null,
+    approved                    bigint not null,
+    payable                     bigint not null,
+    cancelled                   bigint not null,
+    refunded                    bigint not null,
+    review                      bigint not null,
+    rejected                    bigint not null,
+    amount_minor                numeric(38, 0) not null,
+    kept_minor                  numeric(38, 0) not null,
+    commission_pending_minor    numeric(38, 0) not null,
+    commission_payable_minor    numeric(38, 0) not null,
+    commission_reversed_minor   numeric(38, 0) not null,
+    fee_pending_minor           numeric(38, 0) not null,
+    fee_payable_minor           numeric(38, 0) not null,
+    unique nulls not distinct (merchant_id, livemode, day, campaign_id, affiliate_id, currency)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+
+create index order_day_affiliate on affiliate.order_day (affiliate_id, livemode, day);
+
+comment on table affiliate.order_day is 'Orders of an affiliate for a campaign, by the UTC day of their earliest report';
+comment on column affiliate.order_day.campaign_id is 'Null: its click is none that leads anywhere';
+comment on column affiliate.order_day.amount_minor is 'Of all that named one, in whatever state';
+comment on column affiliate.order_day.kept_minor is 'What buyers kept of those that are not rejected, cancelled or returned';
+comment on column affiliate.order_day.commission_reversed_minor is 'What cancellations, returns and refunds took of what those would have earned';
+
+create table affiliate.order_link_day (
+    merchant_id                 bigint not null,
+    livemode                    boolean not null,
+    day                         date not null,
+    link_id                     bigint,
+    campaign_id                 bigint,
+    affiliate_id                bigint,
+    sub_id                      text collate "C",
+    currency                    text collate "C",
+    pending                     bigint not null,
+    approved                    bigint not null,
+    payable                     bigint not null,
+    cancelled                   bigint not null,
+    refunded                    bigint not null,
+    review                      bigint not null,
+    rejected                    bigint not null,
+    amount_minor                numeric(38, 0) not null,
+    kept_minor                  numeric(38, 0) not null,
+    commission_pending_minor    numeric(38, 0) not null,
+    commission_payable_minor    numeric(38, 0) not null,
+    commission_reversed_minor   numeric(38, 0) not null,
+    fee_pending_minor           numeric(38, 0) not null,
+    fee_payable_minor           numeric(38, 0) not null,
+    unique nulls not distinct (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id, currency)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+
+create index order_link_day_affiliate on affiliate.order_link_day (affiliate_id, livemode, day);
+
+comment on table affiliate.order_link_day is 'Orders of a link and a first sub-id, by the UTC day of their earliest report';
+comment on column affiliate.order_link_day.sub_id is 'That its click is counted by in click_sub_day; null: none';
+
+create table affiliate.order_sku_day (
+    merchant_id         bigint not null,
+    livemode            boolean not null,
+    day                 date not null,
+    sku                 text collate "C" not null,
+    campaign_id         bigint,
+    affiliate_id        bigint,
+    currency            text collate "C",
+    pending             bigint not null,
+    approved            bigint not null,
+    cancelled           bigint not null,
+    refunded            bigint not null,
+    review              bigint not null,
+    rejected            bigint not null,
+    pieces              numeric(38, 0) not null,
+    amount_minor        numeric(38, 0) not null,
+    unique nulls not distinct (merchant_id, livemode, day, sku, campaign_id, affiliate_id, currency)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+
+create index order_sku_day_affiliate on affiliate.order_sku_day (affiliate_id, livemode, day);
+
+comment on table affiliate.order_sku_day is 'Orders that named a product, by the UTC day of their earliest report; an order is counted under each of its products';
+comment on column affiliate.order_sku_day.approved is 'Payable or on hold: what is released stays what it is here';
+comment on column affiliate.order_sku_day.amount_minor is 'Of the lines of that product, as reported';
+
+-- What an order is counted by, besides its facts.
+alter table affiliate.conversion
+    add column sub_id text collate "C";
+comment on column affiliate.conversion.sub_id is 'That its click is counted by in click_sub_day; null: none';
+
+alter table affiliate.order_fact
+    add column reversed_minor bigint,
+    add column sub_id text collate "C",
+    add column item_sku text[],
+    add column item_quantity integer[],
+    add column item_amount bigint[];
+comment on column affiliate.order_fact.reversed_minor is 'Commission that its cancellation, return or refunds took, null if none; see reversed_minor()';
+comment on column affiliate.order_fact.sub_id is 'Of its click; see conversion';
+comment on column affiliate.order_fact.item_sku is 'Its items, of the latest report that names an amount';
+
+alter table affiliate.hold
+    add column day date,
+    add column campaign_id bigint,
+    add column link_id bigint,
+    add column sub_id text collate "C";
+comment on column affiliate.hold.day is 'With campaign_id, link_id and sub_id: what the order is counted by, so that releasing it needs not look it up';
+
+-- What an order is in reports and lists: pending, approved (on hold), payable, cancelled, refunded, review or rejected.
+create function affiliate.state_of(
+    p_outcome text, p_cancelled_at timestamptz, p_returned_at timestamptz, p_refunded_minor bigint, p_amount_minor bigint,
+    p_payable boolean, p_approved_at timestamptz)
+returns text
+language sql immutable parallel safe
+return case
+           when p_outcome = 'rejected' then 'rejected'
+           when p_cancelled_at is not null then 'cancelled'
+           when p_returned_at is not null or p_refunded_minor >= nullif(p_amount_minor, 0) then 'refunded'
+           when p_outcome = 'review' then 'review'
+           when p_payable then 'payable'
+           when p_approved_at is not null then 'approved'
+           else 'pending'
+       end;
+
+create or replace function affiliate.order_state(o affiliate.order_now)
+returns text
+language sql immutable parallel safe
+return affiliate.state_of(
+           o.outcome, o.cancelled_at, o.returned_at, o.refunded_minor, o.amount_minor, o.payable, o.approved_at);
+
+-- What an order that is not rejected would earn if its buyer had kept all of it, less what it earns: what its cancellation,
+-- return or refunds took. Nothing if it was never reported, only cancelled. An order that would be above the limit counts as one at it.
+create function affiliate.reversed_minor(
+    p_outcome text, p_has_report boolean, p_commission_minor bigint, p_amount_minor bigint,
+    p_rate_basis_points integer, p_rate_flat_minor bigint, p_item_numerator numeric, p_item_denominator numeric)
+returns bigint
+language sql immutable parallel safe
+return case
+           when p_outcome = 'rejected' or not p_has_report then 0
+           else greatest(
+                    least(affiliate.commission_minor(
+                              p_amount_minor, p_amount_minor, p_rate_basis_points, p_rate_flat_minor,
+                              p_item_numerator, p_item_denominator, false),
+                          affiliate.worth_limit()) - p_commission_minor, 0)
+       end;
+
+-- The name by which a click with this first sub-id is counted.
+create function affiliate.counted_sub_id(
+    p_merchant_id bigint, p_livemode boolean, p_day date, p_link_id bigint, p_campaign_id bigint, p_affiliate_id bigint,
+    p_sub_id text)
+returns text
+language sql stable
+return case
+           when p_sub_id <> '' then
+               coalesce((select s.sub_id
+                           from affiliate.click_sub_day s
+                          where s.merchant_id = p_merchant_id and s.livemode = p_livemode and s.day = p_day
+                            and s.link_id = p_link_id and s.campaign_id = p_campaign_id and s.affiliate_id = p_affiliate_id
+                            and s.sub_id = p_sub_id collate "C"), '')
+       end;
+
+-- Creates this session's work tables.
+create or replace function affiliate.work_tables()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    if to_regclass('pg_temp.order_touched') is not null then
+        return;
+    end if;
+
+    -- A batch's work tables fit, so that they are never written out. Only a session's first use of a temporary table may say so.
+    begin
+        perform set_config('temp_buffers', '64MB', false);
+    exception when invalid_parameter_value then
+        null;
+    end;
+
+    create temp table waiting_due (
+        place tid, merchant_id bigint, livemode boolean, order_id text collate "C", conversion_id bigint,
+        arrived boolean, mine boolean, elsewhere boolean, over boolean,
+        link_id bigint, campaign_id bigint, affiliate_id bigint, verdict smallint, sub_id text collate "C"
+    ) on commit delete rows;
+
+    -- Conversions that a batch has added, and records of it that were none.
+    create temp table conversion_new (
+        merchant_id bigint, livemode boolean, order_id text collate "C", status smallint, customer smallint,
+        waiting boolean, refunding boolean, record integer, sequence integer, spool_id bigint, segment bigint,
+        conversion_id bigint, effective_at timestamptz, clicked_at timestamptz, click_id uuid, verdict smallint,
+        link_id bigint, campaign_id bigint, affiliate_id bigint, amount_minor bigint, click_problem text, currency text,
+        sub_id text collate "C",
+        item_sku text[], item_category text[], item_quantity integer[], item_amount bigint[]
+    ) on commit delete rows;
+
+    create temp table record_left (
+        spool_id bigint, segment bigint, sequence integer, record integer, dead text, detail text
+    ) on commit delete rows;
+
+    create temp table order_touched (
+        merchant_id bigint, livemode boolean, order_id text collate "C", events bigint
+    ) on commit delete rows;
+
+    create temp table order_known (
+        merchant_id bigint, livemode boolean, order_id text collate "C",
+        order_no bigint, revision integer, hold_until timestamptz,
+        posted_affiliate_id bigint, posted_commission_minor bigint, posted_fee_minor bigint,
+        posted_payable boolean, posted_currency text,
+        review_decision text, review_reason text, reviewed_at timestamptz,
+        counted boolean, state text, day date, campaign_id bigint, link_id bigint, sub_id text collate "C",
+        currency text collate "C", amount_minor bigint, kept_minor bigint, reversed_minor bigint,
+        item_sku text[], item_quantity integer[], item_amount bigint[]
+    ) on commit delete rows;
+
+    create temp table order_held (hold tid) on commit delete rows;
+
+    -- What each decided order means for the ledger: by how much its money differs from what is posted, and what is to be held.
+    create temp table move (
+        merchant_id bigint, order_no bigint, affiliate_id bigint, commission_minor bigint, fee_minor bigint,
+        held_commission_minor bigint, held_fee_minor bigint, revision integer, livemode boolean, payable boolean,
+        hold_until timestamptz, currency text, outcome text, order_id text collate "C",
+        state text, day date, campaign_id bigint, link_id bigint, sub_id text collate "C",
+        counted_currency text collate "C", amount_minor bigint, kept_minor bigint, reversed_minor bigint,
+        item_sku text[], item_quantity integer[], item_amount bigint[]
+    ) on commit delete rows;
+
+    create temp table account_change (
+        merchant_id bigint, livemode boolean, currency text, owner text, kind text, owner_id bigint,
+        debit_minor numeric, credit_minor numeric
+    ) on commit delete rows;
+
+    create temp table account_changed (
+        merchant_id bigint, livemode boolean, currency text, owner text, kind text, owner_id bigint,
+        account_id bigint
+    ) on commit delete rows;
+
+    -- By how much the rollups of orders change.
+    create temp table order_change (
+        merchant_id bigint, livemode boolean, day date, link_id bigint, campaign_id bigint, affiliate_id bigint,
+        sub_id text collate "C", currency text collate "C",
+        pending bigint, approved bigint, payable bigint, cancelled bigint, refunded bigint, review bigint, rejected bigint,
+        amount_minor numeric, kept_minor numeric, commission_pending_minor numeric, commission_payable_minor numeric,
+        commission_reversed_minor numeric, fee_pending_minor numeric, fee_payable_minor numeric
+    ) on commit delete rows;
+
+    create temp table released (
+        like affiliate.release
+    ) on commit delete rows;
+end
+$$;
+
+drop function affiliate.order_facts(bigint, boolean, text);
+
+-- The facts of one order, merged from its conversions. Nothing here looks at the order of arrival: where two reports tie
+-- in time, their values decide.
+create function affiliate.order_facts(p_merchant_id bigint, p_livemode boolean, p_order_id text)
+returns table (
+    reported_at timestamptz, has_report boolean, other_click boolean, customer smallint,
+    approved_at timestamptz, cancelled_at timestamptz, returned_at timestamptz,
+    click_id uuid, clicked_at timestamptz, link_id bigint, campaign_id bigint, affiliate_id bigint,
+    verdict smallint, click_problem text,
+    amount_minor bigint, currency text,
+    item_sku text[], item_category text[], item_quantity integer[], item_amount bigint[],
+    refunded_minor bigint, refund_currency boolean, sub_id text)
+language sql stable
+begin atomic
+    with event as (
+        select *
+          from affiliate.conversion c
+         where c.merchant_id = p_merchant_id
+           and c.livemode = p_livemode
+           and c.order_id = p_order_id
+           and not c.waiting
+    ),
+    merged as (
+        select min(e.effective_at) as reported_at,
+               bool_or(e.status in (1, 2)) as has_report,
+               count(distinct e.click_id) > 1 as other_click,
+               max(e.customer) as customer,
+               min(e.effective_at) filter (where e.status = 2) as approved_at,
+               min(e.effective_at) filter (where e.status = 3) as cancelled_at,
+               min(e.effective_at) filter (where e.status in (4, 5) and e.amount_minor is null) as returned_at
+          from event e
+    ),
+    first as (
+        select e.click_id
+          from event e
+         order by e.effective_at, e.click_id
+         limit 1
+    ),
+    click as (
+        -- A click that came too late for one event may have come in time for the next.
+        select e.click_id, e.clicked_at, e.link_id, e.campaign_id, e.affiliate_id, e.verdict, e.click_problem, e.sub_id
+          from event e
+          join first f using (click_id)
+         order by e.click_problem nulls first
+         limit 1
+    ),
+    latest as (
+        select e.amount_minor, e.currency, e.item_sku, e.item_category, e.item_quantity, e.item_amount
+          from event e
+         where e.status in (1, 2)
+           and e.amount_minor is not null
+         order by e.effective_at desc, e.amount_minor desc, e.currency collate "C" desc,
+                  e.item_sku desc, e.item_category desc, e.item_quantity desc, e.item_amount desc
+         limit 1
+    ),
+    refund as (
+        -- The same refund told twice with different amounts: the later report counts; at the same time, the greater.
+        select distinct on (e.refund_key)
+               e.amount_minor, e.currency
+          from event e
+         where e.refund_key is not null
+         order by e.refund_key, e.effective_at desc, e.amount_minor desc, e.currency collate "C" desc
+    ),
+    refunds as (
+        select least(coalesce(sum(r.amount_minor) filter (where r.currency is not distinct from coalesce(l.currency, r.currency)
+                                                             or r.currency is null), 0),
+                     99999999999999999)::bigint as refunded_minor,
+               coalesce(bool_or(r.currency <> l.currency), false) as refund_currency
+          from refund r
+          left join latest l on true
+    )
+    select m.reported_at, m.has_report, m.other_click, m.customer,
+           m.approved_at, m.cancelled_at, m.returned_at,
+           c.click_id, c.clicked_at, c.link_id, c.campaign_id, c.affiliate_id, c.verdict, c.click_problem,
+           l.amount_minor, l.currency, l.item_sku, l.item_category, l.item_quantity, l.item_amount,
+           r.refunded_minor, r.refund_currency, c.sub_id
+      from merged m
+     cross join click c
+     cross join refunds r
+      left join latest l on true;
+end;
+
+-- Locks the orders in pg_temp.order_touched and their holds, and fills order_known. The holds are a statement of their
+-- own: after waiting for a release in progress, the next statement sees what it did, and that the money is payable by it.
+create or replace function affiliate.lock_orders()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+as $$
+begin
+    perform affiliate.work_clear('order_known', 'order_held');
+
+    insert into pg_temp.order_known
+    select t.merchant_id, t.livemode, t.order_id,
+           o.order_no, o.revision, o.hold_until,
+           o.posted_affiliate_id, o.posted_commission_minor, o.posted_fee_minor,
+           o.posted_payable, o.posted_currency,
+           o.review_decision, o.review_reason, o.reviewed_at,
+           o.revision > 0,
+           affiliate.state_of(
+               o.outcome, o.cancelled_at, o.returned_at, o.refunded_minor, o.amount_minor, o.posted_payable, o.approved_at),
+           affiliate.utc_day(o.reported_at), o.campaign_id, o.link_id, o.sub_id,
+           coalesce(o.currency, o.posted_currency), o.amount_minor,
+           affiliate.kept_minor(
+               o.amount_minor, o.refunded_minor,
+               affiliate.order_void(o.outcome, o.has_report, o.cancelled_at, o.returned_at)),
+           o.reversed_minor, o.item_sku, o.item_quantity, o.item_amount
+      from (select *
+              from pg_temp.order_touched
+             order by merchant_id, livemode, order_id) t
+     cross join lateral (
+               select f.*
+                 from affiliate.order_fact f
+                where f.merchant_id = t.merchant_id
+                  and f.livemode = t.livemode
+                  and f.order_id = t.order_id
+                  for update
+           ) o;
+
+    insert into pg_temp.order_held
+    select h.place
+      from (select merchant_id, order_no, hold_until
+              from pg_temp.order_known
+             where hold_until is not null
+             order by merchant_id, order_no) k
+     cross join lateral (
+               select h.ctid as place
+                 from affiliate.hold h
+                where h.due_at = k.hold_until
+                  and h.merchant_id = k.merchant_id
+                  and h.order_no = k.order_no
+                  for update
+           ) h;
+
+    update pg_temp.order_known k
+       set posted_payable = true,
+           state = 'payable'
+     where (select true
+              from affiliate.release_item r
+             where r.merchant_id = k.merchant_id
+               and r.order_no = k.order_no
+               and r.revision = k.revision
+             limit 1);
+end
+$$;
+
+-- Decides what is known of each order, whether it counts, and what is due; writes that to order_fact, and what follows for the
+-- ledger to pg_temp.move. Of the orders in order_known (p_known), merged from all their conversions; else of those in
+-- pg_temp.conversion_new that are new, by their one event. Of these, one that has several events (order_touched) is partial:
+-- inserted, but worth nothing until it is decided as a known one.
+create or replace function affiliate.decide_orders(p_known boolean)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_nestloop = off
+set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
+    with merged as materialized (
+        select k.merchant_id, k.livemode, k.order_id, k.order_no, false as partial, k.revision, k.posted_payable,
+               k.review_decision, k.review_reason, k.reviewed_at,
+               coalesce(f.campaign_id, 0) as campaign_key, coalesce(f.affiliate_id, 0) as affiliate_key,
+               f.*
+          from pg_temp.order_known k
+         cross join lateral affiliate.order_facts(k.merchant_id, k.livemode, k.order_id) f
+         where p_known
+    ),
+    fact as (
+        select *
+          from merged
+        union all
+        select e.merchant_id, e.livemode, e.order_id, null, t.events is not null,
+               case when t.events is null then 0 else -1 end,
+               false, null, null, null,
+               coalesce(e.campaign_id, 0), coalesce(e.affiliate_id, 0),
+               e.effective_at, e.status in (1, 2), false, e.customer,
+               case e.status when 2 then e.effective_at end,
+               case e.status when 3 then e.effective_at end,
+               case when e.status in (4, 5) and e.amount_minor is null then e.effective_at end,
+               e.click_id, e.clicked_at, e.link_id, e.campaign_id, e.affiliate_id, e.verdict, e.click_problem,
+               case when e.status in (1, 2) then e.amount_minor end,
+               case when e.status in (1, 2) and e.amount_minor is not null then e.currency end,
+               case when i.named then e.item_sku end, case when i.named then e.item_category end,
+               case when i.named then e.item_quantity end, case when i.named then e.item_amount end,
+               case when e.refunding then e.amount_minor else 0 end,
+               false,
+               e.sub_id
+          from pg_temp.conversion_new e
+         cross join lateral (select e.status in (1, 2) and e.amount_minor is not null as named) i
+          left join lateral (
+                   select true as known
+                     from affiliate.order_fact o
+                    where o.merchant_id = e.merchant_id
+                      and o.livemode = e.livemode
+                      and o.order_id = e.order_id
+                   offset 0
+               ) o on true
+          left join pg_temp.order_touched t
+            on t.merchant_id = e.merchant_id and t.livemode = e.livemode and t.order_id = e.order_id
+         where not p_known
+           and not e.waiting
+           and not coalesce(o.known, false)
+    ),
+    -- Who and what the orders are about, once each; with every version of the terms. The first one's time begins with all time:
+    -- who clicked before it was valid has no terms, but a campaign.
+    ground as (
+        select p.merchant_id, p.campaign_key, p.affiliate_key,
+               m.suspended as merchant_suspended, c.suspended as campaign_suspended, a.suspended as affiliate_suspended,
+               c.currency as campaign_currency,
+               t.terms_id, t.rate_basis_points, t.rate_flat_minor, t.fee_basis_points, t.fee_flat_minor, t.hold,
+               t.attribution_window, t.minimum_click_to_order, t.version, t.valid_from,
+               case when lag(t.valid_from) over versions is null then '-infinity' else t.valid_from end as applies_from,
+               lead(t.valid_from, 1, 'infinity') over versions as applies_until
+          from (select f.merchant_id, f.campaign_key, f.affiliate_key
+                  from merged f
+                 union
+                select e.merchant_id, coalesce(e.campaign_id, 0), coalesce(e.affiliate_id, 0)
+                  from pg_temp.conversion_new e
+                 where not p_known) p
+          left join lateral (
+                   select m.suspended
+                     from affiliate.merchant m
+                    where m.merchant_id = p.merchant_id
+                   offset 0
+               ) m on true
+          left join lateral (
+                   select c.currency, c.suspended
+                     from affiliate.campaign c
+                    where c.merchant_id = p.merchant_id and c.campaign_id = p.campaign_key
+                   offset 0
+               ) c on true
+          left join lateral (
+                   select a.suspended
+                     from affiliate.affiliate a
+                    where a.affiliate_id = p.affiliate_key
+                   offset 0
+               ) a on true
+          left join lateral (
+                   select t.*, t as version
+                     from affiliate.terms t
+                    where t.merchant_id = p.merchant_id and t.campaign_id = p.campaign_key
+                   offset 0
+               ) t on true
+        window versions as (partition by p.merchant_id, p.campaign_key, p.affiliate_key order by t.valid_from)
+    ),
+    judged as (
+        select f.*,
+               case when f.clicked_at >= g.valid_from then g.terms_id end as terms_id,
+               g.rate_basis_points, g.rate_flat_minor, g.fee_basis_points, g.fee_flat_minor, g.hold,
+               g.attribution_window, g.minimum_click_to_order, g.version, g.campaign_currency,
+               case
+                   when g.merchant_suspended @> f.reported_at then 'inactive_merchant'
+                   when g.campaign_suspended @> f.reported_at then 'inactive_campaign'
+                   when g.affiliate_suspended @> f.reported_at then 'inactive_affiliate'
+               end as inactive
+          from fact f
+          join ground g
+            on g.merchant_id = f.merchant_id and g.campaign_key = f.campaign_key
+           and g.affiliate_key = f.affiliate_key
+           and f.clicked_at >= g.applies_from and f.clicked_at < g.applies_until
+        offset 0
+    ),
+    weighed as (
+        select j.*,
+               case when cardinality(j.item_amount) > 0 and j.terms_id is not null
+                    then affiliate.item_fraction(
+                             j.version, j.amount_minor, j.item_sku, j.item_category, j.item_quantity, j.item_amount)
+               end as fraction,
+               affiliate.order_problem(
+                   j.click_problem, j.verdict, j.inactive, j.terms_id is not null,
+                   j.reported_at - j.clicked_at, j.attribution_window, j.minimum_click_to_order,
+                   j.currency, j.campaign_currency, j.other_click, j.refund_currency,
+                   j.has_report and j.approved_at is not null and j.amount_minor is null
+                       and j.rate_basis_points is not null,
+                   j.review_decision) as problem
+          from judged j
+        offset 0
+    ),
+    counted as (
+        select w.*,
+               affiliate.outcome_of(w.problem) as outcome,
+               w.partial or affiliate.order_void(
+                   affiliate.outcome_of(w.problem), w.has_report, w.cancelled_at, w.returned_at) as void
+          from weighed w
+        offset 0
+    ),
+    kept as (
+        select c.*,
+               c.fraction[1] as numerator,
+               c.fraction[2] as denominator,
+               affiliate.kept_minor(c.amount_minor, c.refunded_minor, c.void) as kept
+          from counted c
+        offset 0
+    ),
+    earned as (
+        select k.*,
+               affiliate.commission_minor(
+                   k.kept, k.amount_minor, k.rate_basis_points, k.rate_flat_minor,
+                   k.numerator, k.denominator, k.void) as commission
+          from kept k
+        offset 0
+    ),
+    charged as (
+        select e.*,
+               affiliate.fee_minor(
+                   e.commission, e.kept, e.amount_minor, e.fee_basis_points, e.fee_flat_minor, e.void) as fee
+          from earned e
+        offset 0
+    ),
+    limited as (
+        select c.*,
+               c.commission + c.fee > affiliate.worth_limit() as above,
+               case
+                   when c.partial or not c.void and c.refunded_minor = 0 then 0
+                   else affiliate.reversed_minor(
+                            c.outcome, c.has_report, c.commission, c.amount_minor, c.rate_basis_points, c.rate_flat_minor,
+                            c.numerator, c.denominator)
+               end as reversed
+          from charged c
+        offset 0
+    ),
+    due as (
+        select distinct on (e.merchant_id, e.livemode, e.order_id)
+               e.merchant_id, e.livemode, e.order_id, e.order_no, e.revision,
+               e.has_report, e.other_click, e.refund_currency, e.verdict, e.customer,
+               e.reported_at, e.clicked_at, e.approved_at, e.cancelled_at, e.returned_at,
+               e.click_id, e.link_id, e.campaign_id, e.affiliate_id, e.terms_id,
+               e.amount_minor, e.currency, e.refunded_minor, e.inactive, e.click_problem,
+               e.review_decision, e.review_reason, e.reviewed_at,
+               e.numerator, e.denominator, e.hold, e.campaign_currency,
+               e.sub_id, e.item_sku, e.item_quantity, e.item_amount,
+               case when not e.above then nullif(e.reversed, 0) end as reversed,
+               case when e.above then 'rejected' else e.outcome end as outcome,
+               case when e.above then 'above_limit' else e.problem end as problem,
+               case when e.above then 0 else e.commission end as commission,
+               case when e.above then 0 else e.fee end as fee,
+               -- What was released stays so only while it still is due: an earlier report may bring other terms, with a longer hold.
+               coalesce(e.posted_payable and e.outcome = 'accepted' and not e.above and e.approved_at + e.hold <= now(), false)
+                   as payable
+          from limited e
+         order by e.merchant_id, e.livemode, e.order_id
+    ),
+    decided as (
+        insert into affiliate.order_fact
+              (merchant_id, livemode, order_id, order_no, revision,
+               has_report, other_click, refund_currency, verdict, customer,
+               reported_at, clicked_at, approved_at, cancelled_at, returned_at,
+               click_id, link_id, campaign_id, affiliate_id, terms_id,
+               amount_minor, currency, refunded_minor, inactive, click_problem,
+               outcome, problem, review_decision, review_reason, reviewed_at,
+               item_numerator, item_denominator,
+               posted_affiliate_id, posted_commission_minor, posted_fee_minor, posted_payable, posted_currency, hold_until,
+               reversed_minor, sub_id, item_sku, item_quantity, item_amount)
+        select d.merchant_id, d.livemode, d.order_id,
+               coalesce(d.order_no, nextval('affiliate.order_no_seq')), d.revision + 1,
+               d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
+               d.reported_at, d.clicked_at, d.approved_at, d.cancelled_at, d.returned_at,
+               d.click_id, d.link_id, d.campaign_id, d.affiliate_id, d.terms_id,
+               d.amount_minor, d.currency, d.refunded_minor, d.inactive, d.click_problem,
+               d.outcome, d.problem, d.review_decision, d.review_reason, d.reviewed_at,
+               d.numerator, d.denominator,
+               d.affiliate_id, d.commission, d.fee, d.payable, d.campaign_currency,
+               case when d.outcome = 'accepted' and not d.payable and d.commission + d.fee > 0
+                    then d.approved_at + d.hold end,
+               d.reversed, d.sub_id, d.item_sku, d.item_quantity, d.item_amount
+          from due d
+            -- By its number, which only a known order has already: that one is locked. A new order that somebody else inserts
+            -- meanwhile is no such conflict but an error, and is not locked: whoever waits for an insert must hold no order.
+            on conflict (merchant_id, order_no) do update
+           set (revision, has_report, other_click, refund_currency, verdict, customer, reported_at, clicked_at,
+                approved_at, cancelled_at, returned_at, click_id, link_id, campaign_id, affiliate_id, terms_id,
+                amount_minor, currency, refunded_minor, inactive, click_problem, outcome, problem,
+                item_numerator, item_denominator, posted_affiliate_id, posted_commission_minor, posted_fee_minor,
+                posted_payable, posted_currency, hold_until,
+                reversed_minor, sub_id, item_sku, item_quantity, item_amount) =
+               row (excluded.revision, excluded.has_report, excluded.other_click, excluded.refund_currency, excluded.verdict,
+                excluded.customer, excluded.reported_at, excluded.clicked_at, excluded.approved_at, excluded.cancelled_at,
+                excluded.returned_at, excluded.click_id, excluded.link_id, excluded.campaign_id, excluded.affiliate_id,
+                excluded.terms_id, excluded.amount_minor, excluded.currency, excluded.refunded_minor, excluded.inactive,
+                excluded.click_problem, excluded.outcome, excluded.problem, excluded.item_numerator,
+                excluded.item_denominator, excluded.posted_affiliate_id, excluded.posted_commission_minor,
+                excluded.posted_fee_minor, excluded.posted_payable, excluded.posted_currency, excluded.hold_until,
+                excluded.reversed_minor, excluded.sub_id, excluded.item_sku, excluded.item_quantity, excluded.item_amount)
+        returning merchant_id, livemode, order_id, order_no, revision, posted_affiliate_id, posted_commission_minor,
+                  posted_fee_minor, posted_payable, posted_currency, hold_until, outcome,
+                  affiliate.state_of(
+                      outcome, cancelled_at, returned_at, refunded_minor, amount_minor, posted_payable, approved_at) as state,
+                  affiliate.utc_day(reported_at) as day, campaign_id, link_id, sub_id,
+                  coalesce(currency, posted_currency) as counted_currency, amount_minor,
+                  affiliate.kept_minor(
+                      amount_minor, refunded_minor,
+                      affiliate.order_void(outcome, has_report, cancelled_at, returned_at)) as kept_minor,
+                  reversed_minor, item_sku, item_quantity, item_amount
+    ),
+    -- Same affiliate, stage and currency: only the difference moves. Else everything does, back from where it was.
+    moved as (
+        select d.*, k.posted_commission_minor as old_commission_minor, k.posted_fee_minor as old_fee_minor
+          from decided d
+          left join pg_temp.order_known k
+            on p_known and k.merchant_id = d.merchant_id and k.order_no = d.order_no
+           and (k.posted_affiliate_id, k.posted_payable, k.posted_currency)
+               is not distinct from (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
+         where d.revision > 0
+    )
+    insert into pg_temp.move
+          (merchant_id, order_no, affiliate_id, commission_minor, fee_minor, held_commission_minor, held_fee_minor,
+           revision, livemode, payable, hold_until, currency, outcome, order_id,
+           state, day, campaign_id, link_id, sub_id, counted_currency, amount_minor, kept_minor, reversed_minor,
+           item_sku, item_quantity, item_amount)
+    select m.merchant_id, m.order_no, m.posted_affiliate_id,
+           m.posted_commission_minor - coalesce(m.old_commission_minor, 0),
+           m.posted_fee_minor - coalesce(m.old_fee_minor, 0),
+           m.posted_commission_minor, m.posted_fee_minor,
+           m.revision, m.livemode, m.posted_payable, m.hold_until, m.posted_currency, m.outcome, m.order_id,
+           m.state, m.day, m.campaign_id, m.link_id, m.sub_id, m.counted_currency, m.amount_minor, m.kept_minor,
+           m.reversed_minor, m.item_sku, m.item_quantity, m.item_amount
+      from moved m
+    union all
+    select d.merchant_id, d.order_no, k.posted_affiliate_id, - k.posted_commission_minor, - k.posted_fee_minor, 0, 0,
+           d.revision, d.livemode, k.posted_payable, null, k.posted_currency, null, d.order_id,
+           null, null, null, null, null, null, null, null, null, null, null, null
+      from decided d
+      join pg_temp.order_known k
+        on k.merchant_id = d.merchant_id and k.order_no = d.order_no
+     where p_known
+       and (k.posted_affiliate_id, k.posted_payable, k.posted_currency)
+           is distinct from (d.posted_affiliate_id, d.posted_payable, d.posted_currency)
+       and (k.posted_commission_minor <> 0 or k.posted_fee_minor <> 0);
+exception
+    -- It is committed now. All that was inserted here is undone; the next look finds it among those that are known.
+    when unique_violation then
+        if p_known or current_setting('transaction_isolation') <> 'read committed' then
+            raise;
+        end if;
+        perform affiliate.decide_orders(false);
+end
+$$;
+
+-- Posts pg_temp.move, sets the holds anew, and counts.
+create or replace function affiliate.post_orders()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_nestloop = off
+set enable_mergejoin = off
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
+    perform affiliate.work_clear('account_change', 'account_changed');
+    perform affiliate.post_moves();
+
+    -- The rows were locked by lock_orders(), so their places have not changed.
+    delete from affiliate.hold
+     where ctid = any (array(select hold from pg_temp.order_held));
+    perform affiliate.work_clear('order_held');
+
+    insert into affiliate.hold
+           (merchant_id, order_no, due_at, affiliate_id, commission_minor, fee_minor, revision, livemode, currency,
+            day, campaign_id, link_id, sub_id)
+    select m.merchant_id, m.order_no, m.hold_until, m.affiliate_id,
+           m.held_commission_minor, m.held_fee_minor, m.revision, m.livemode, m.currency,
+           m.day, m.campaign_id, m.link_id, m.sub_id
+      from pg_temp.move m
+     where m.hold_until is not null;
+
+    perform affiliate.count_orders();
+end
+$$;
+
+-- Counts pg_temp.move: each of its orders, less what it was counted as before, which is in order_known.
+create function affiliate.count_orders()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_nestloop = off
+set enable_mergejoin = off
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
+    perform affiliate.work_clear('order_change');
+
+    insert into pg_temp.order_change
+    select c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency,
+           coalesce(sum(c.sign) filter (where c.state = 'pending'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'approved'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'payable'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'cancelled'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'refunded'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'review'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'rejected'), 0),
+           coalesce(sum(c.sign * c.amount_minor), 0),
+           coalesce(sum(c.sign * c.kept_minor), 0),
+           coalesce(sum(c.sign * c.commission_minor) filter (where not c.payable), 0),
+           coalesce(sum(c.sign * c.commission_minor) filter (where c.payable), 0),
+           coalesce(sum(c.sign * c.reversed_minor), 0),
+           coalesce(sum(c.sign * c.fee_minor) filter (where not c.payable), 0),
+           coalesce(sum(c.sign * c.fee_minor) filter (where c.payable), 0)
+      from (select m.merchant_id, m.livemode, m.day, m.link_id, m.campaign_id, m.affiliate_id, m.sub_id,
+                   m.counted_currency as currency, m.state, m.payable, m.amount_minor, m.kept_minor,
+                   m.held_commission_minor as commission_minor, m.held_fee_minor as fee_minor, m.reversed_minor, 1 as sign
+              from pg_temp.move m
+             where m.outcome is not null
+            union all
+            select k.merchant_id, k.livemode, k.day, k.link_id, k.campaign_id, k.posted_affiliate_id, k.sub_id,
+                   k.currency, k.state, k.posted_payable, k.amount_minor, k.kept_minor,
+                   k.posted_commission_minor, k.posted_fee_minor, k.reversed_minor, -1
+              from pg_temp.order_known k
+              join pg_temp.move m
+                on m.merchant_id = k.merchant_id and m.order_no = k.order_no and m.outcome is not null
+             where k.counted) c
+     group by c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency;
+
+    perform affiliate.count_order_changes();
+    if exists (select from pg_temp.move where item_sku is not null)
+       or exists (select from pg_temp.order_known where item_sku is not null) then
+        perform affiliate.count_skus();
+    end if;
+end
+$$;
+
+-- Adds pg_temp.order_change to the rollups.
+create function affiliate.count_order_changes()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_nestloop = off
+set enable_mergejoin = off
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
+    -- What an order only left to come back to is no change.
+    delete from pg_temp.order_change
+     where (pending, approved, payable, cancelled, refunded, review, rejected, amount_minor, kept_minor,
+            commission_pending_minor, commission_payable_minor, commission_reversed_minor, fee_pending_minor, fee_payable_minor)
+           = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+
+    insert into affiliate.order_link_day as t
+          (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id, currency,
+           pending, approved, payable, cancelled, refunded, review, rejected, amount_minor, kept_minor,
+           commission_pending_minor, commission_payable_minor, commission_reversed_minor, fee_pending_minor, fee_payable_minor)
+    select c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency,
+           c.pending, c.approved, c.payable, c.cancelled, c.refunded, c.review, c.rejected, c.amount_minor, c.kept_minor,
+           c.commission_pending_minor, c.commission_payable_minor, c.commission_reversed_minor, c.fee_pending_minor,
+           c.fee_payable_minor
+      from pg_temp.order_change c
+     order by 1, 2, 3, 4, 5, 6, 7, 8
+        on conflict (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id, currency) do update
+       set pending = t.pending + excluded.pending,
+           approved = t.approved + excluded.approved,
+           payable = t.payable + excluded.payable,
+           cancelled = t.cancelled + excluded.cancelled,
+           refunded = t.refunded + excluded.refunded,
+           review = t.review + excluded.review,
+           rejected = t.rejected + excluded.rejected,
+           amount_minor = t.amount_minor + excluded.amount_minor,
+           kept_minor = t.kept_minor + excluded.kept_minor,
+           commission_pending_minor = t.commission_pending_minor + excluded.commission_pending_minor,
+           commission_payable_minor = t.commission_payable_minor + excluded.commission_payable_minor,
+           commission_reversed_minor = t.commission_reversed_minor + excluded.commission_reversed_minor,
+           fee_pending_minor = t.fee_pending_minor + excluded.fee_pending_minor,
+           fee_payable_minor = t.fee_payable_minor + excluded.fee_payable_minor;
+
+    insert into affiliate.order_day as t
+          (merchant_id, livemode, day, campaign_id, affiliate_id, currency,
+           pending, approved, payable, cancelled, refunded, review, rejected, amount_minor, kept_minor,
+           commission_pending_minor, commission_payable_minor, commission_reversed_minor, fee_pending_minor, fee_payable_minor)
+    select c.merchant_id, c.livemode, c.day, c.campaign_id, c.affiliate_id, c.currency,
+           sum(c.pending), sum(c.approved), sum(c.payable), sum(c.cancelled), sum(c.refunded), sum(c.review), sum(c.rejected),
+           sum(c.amount_minor), sum(c.kept_minor), sum(c.commission_pending_minor), sum(c.commission_payable_minor),
+           sum(c.commission_reversed_minor), sum(c.fee_pending_minor), sum(c.fee_payable_minor)
+      from pg_temp.order_change c
+     group by 1, 2, 3, 4, 5, 6
+     order by 1, 2, 3, 4, 5, 6
+        on conflict (merchant_id, livemode, day, campaign_id, affiliate_id, currency) do update
+       set pending = t.pending + excluded.pending,
+           approved = t.approved + excluded.approved,
+           payable = t.payable + excluded.payable,
+           cancelled = t.cancelled + excluded.cancelled,
+           refunded = t.refunded + excluded.refunded,
+           review = t.review + excluded.review,
+           rejected = t.rejected + excluded.rejected,
+           amount_minor = t.amount_minor + excluded.amount_minor,
+           kept_minor = t.kept_minor + excluded.kept_minor,
+           commission_pending_minor = t.commission_pending_minor + excluded.commission_pending_minor,
+           commission_payable_minor = t.commission_payable_minor + excluded.commission_payable_minor,
+           commission_reversed_minor = t.commission_reversed_minor + excluded.commission_reversed_minor,
+           fee_pending_minor = t.fee_pending_minor + excluded.fee_pending_minor,
+           fee_payable_minor = t.fee_payable_minor + excluded.fee_payable_minor;
+end
+$$;
+
+-- Counts the products of pg_temp.move, less what they were counted as before.
+create function affiliate.count_skus()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_nestloop = off
+set enable_mergejoin = off
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
+    insert into affiliate.order_sku_day as t
+          (merchant_id, livemode, day, sku, campaign_id, affiliate_id, currency,
+           pending, approved, cancelled, refunded, review, rejected, pieces, amount_minor)
+    select c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency,
+           coalesce(sum(c.sign) filter (where c.state = 'pending'), 0),
+           coalesce(sum(c.sign) filter (where c.state in ('approved', 'payable')), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'cancelled'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'refunded'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'review'), 0),
+           coalesce(sum(c.sign) filter (where c.state = 'rejected'), 0),
+           sum(c.sign * l.pieces),
+           sum(c.sign * l.amount_minor)
+      from (select m.merchant_id, m.livemode, m.day, m.campaign_id, m.affiliate_id, m.counted_currency as currency,
+                   m.state, m.item_sku, m.item_quantity, m.item_amount, 1 as sign
+              from pg_temp.move m
+             where m.outcome is not null
+               and m.item_sku is not null
+            union all
+            select k.merchant_id, k.livemode, k.day, k.campaign_id, k.posted_affiliate_id, k.currency,
+                   k.state, k.item_sku, k.item_quantity, k.item_amount, -1
+              from pg_temp.order_known k
+              join pg_temp.move m
+                on m.merchant_id = k.merchant_id and m.order_no = k.order_no and m.outcome is not null
+             where k.counted
+               and k.item_sku is not null) c
+     cross join lateral affiliate.sku_lines(c.item_sku, c.item_quantity, c.item_amount) l
+     group by 1, 2, 3, 4, 5, 6, 7
+    having count(*) filter (where c.sign > 0) <> count(*) filter (where c.sign < 0)
+        or sum(c.sign * l.pieces) <> 0
+        or sum(c.sign * l.amount_minor) <> 0
+        or count(distinct c.state) > 1
+     order by 1, 2, 3, 4, 5, 6, 7
+        on conflict (merchant_id, livemode, day, sku, campaign_id, affiliate_id, currency) do update
+       set pending = t.pending + excluded.pending,
+           approved = t.approved + excluded.approved,
+           cancelled = t.cancelled + excluded.cancelled,
+           refunded = t.refunded + excluded.refunded,
+           review = t.review + excluded.review,
+           rejected = t.rejected + excluded.rejected,
+           pieces = t.pieces + excluded.pieces,
+           amount_minor = t.amount_minor + excluded.amount_minor;
+end
+$$;
+
+-- An order's products, each once, however many of its lines name it.
+create function affiliate.sku_lines(p_sku text[], p_quantity integer[], p_amounts bigint[])
+returns table (sku text, pieces numeric, amount_minor numeric)
+language sql immutable parallel safe
+begin atomic
+    select i.sku, sum(i.quantity::bigint), sum(i.amount)
+      from unnest(p_sku, p_quantity, p_amounts) as i(sku, quantity, amount)
+     where i.sku <> ''
+     group by i.sku;
+end;
+
+-- Inserts what is new on the stage into conversion, each with its click, and puts it into pg_temp.conversion_new. What is wrong
+-- by itself, repeats an idempotency key, or belongs to a batch call whose key was used with another body is left out.
+create or replace function affiliate.insert_conversions()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_nestloop = off
+set enable_mergejoin = off
+set enable_memoize = off
+set plan_cache_mode = force_generic_plan
+set work_mem = '64MB'
+set jit = off
+as $$
+declare
+    kept_since timestamptz := affiliate.clicks_kept_since();
+begin
+    with known as (
+        select m.merchant_id
+          from (select distinct s.merchant_id
+                  from pg_temp.conversion_stage s) d
+         cross join lateral (
+                   select m.merchant_id
+                     from affiliate.merchant m
+                    where m.merchant_id = d.merchant_id
+                   offset 0
+               ) m
+    ),
+    matched as (
+        select s.*, c.link_id, c.campaign_id, c.affiliate_id, c.verdict,
+               case when c.sub_id <> '' then coalesce(n.sub_id, '') end as sub_id,
+               case
+                   when c.livemode = s.livemode then null
+                   when c.livemode is not null then 'wrong_livemode'
+                   -- With a limit it is looked up; without one, the planner may hash all clicks there are.
+                   when (select true from affiliate.click x where x.id = s.click_id limit 1) then 'foreign_click'
+                   when s.clicked_at < kept_since then 'expired_click'
+                   else 'waits'
+               end as click_problem
+          from (select t.*,
+                       affiliate.click_time(t.click_id) as clicked_at
+                  from pg_temp.conversion_stage t
+                 where affiliate.record_problem(
+                           t.idempotency_key, t.body_hash, t.position, t.received_at, t.click_id, t.order_id,
+                           t.status, t.customer, t.amount_minor, t.currency, t.item_quantity, t.item_amount) is null
+                offset 0) s
+          left join lateral (
+                   select c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict, c.sub_ids[1] as sub_id
+                     from affiliate.click c
+                    where c.id = s.click_id
+                      and c.merchant_id = s.merchant_id
+                   offset 0
+               ) c on true
+          -- How it was counted, in its own transaction.
+          left join lateral (
+                   select d.sub_id
+                     from affiliate.click_sub_day d
+                    where d.merchant_id = s.merchant_id
+                      and d.livemode = c.livemode
+                      and d.day = affiliate.utc_day(s.clicked_at)
+                      and d.link_id = c.link_id
+                      and d.campaign_id = c.campaign_id
+                      and d.affiliate_id = c.affiliate_id
+                      and d.sub_id = c.sub_id
+                   offset 0
+               ) n on true
+         -- Not a join: the merchants are hashed, few as they are, however many records the planner expects.
+         where (s.merchant_id in (select k.merchant_id from known k)) is true
+           and (s.source <> 2
+                or (select true
+                      from affiliate.conversion x
+                     where x.merchant_id = s.merchant_id
+                       and x.livemode = s.livemode
+                       and x.idempotency_key = s.idempotency_key
+                       and x.body_hash <> s.body_hash
+                     limit 1) is null)
+        offset 0
+    ),
+    added as (
+        insert into affiliate.conversion
+              (merchant_id, livemode, idempotency_key, position, conversion_id, source, status, customer, waiting,
+               received_at, occurred_at, effective_at, clicked_at,
+               spool_id, segment, sequence, record, click_id, link_id, campaign_id, affiliate_id, verdict, click_problem,
+               sub_id, amount_minor, currency, order_id, body_hash, refund_key, key_id, reason,
+               item_sku, item_category, item_quantity, item_amount)
+        select m.merchant_id, m.livemode, m.idempotency_key, m.position, nextval('affiliate.conversion_id_seq'),
+               m.source, m.status, m.customer, m.click_problem is not distinct from 'waits',
+               m.received_at, m.occurred_at,
+               affiliate.effective_time(m.occurred_at, m.received_at, m.clicked_at), m.clicked_at,
+               m.spool_id, m.segment, m.sequence, m.record, m.click_id,
+               case when m.click_problem is null then m.link_id end,
+               case when m.click_problem is null then m.campaign_id end,
+               case when m.click_problem is null then m.affiliate_id end,
+               case when m.click_problem is null then m.verdict end,
+               nullif(m.click_problem, 'waits'),
+               case when m.click_problem is null then m.sub_id end,
+               m.amount_minor, m.currency, m.order_id, m.body_hash,
+               case when m.status in (4, 5) and m.amount_minor is not null
+                    then coalesce('r:' || m.refund_id, 'e:' || m.idempotency_key || ':' || m.position) end,
+               m.key_id, m.reason, m.item_sku, m.item_category, m.item_quantity, m.item_amount
+          from matched m
+         order by m.merchant_id, m.livemode, m.idempotency_key, m.position, m.spool_id, m.segment, m.sequence, m.record
+            on conflict (merchant_id, livemode, idempotency_key, position) do nothing
+        returning merchant_id, livemode, order_id, status, customer, waiting, refund_key is not null, record, sequence,
+                  spool_id, segment, conversion_id, effective_at, clicked_at, click_id, verdict, link_id, campaign_id,
+                  affiliate_id, amount_minor, click_problem, currency, sub_id,
+                  item_sku, item_category, item_quantity, item_amount
+    )
+    insert into pg_temp.conversion_new
+    select *
+      from added;
+end
+$$;
+
+-- Looks after conversions that wait for their click: those whose click has arrived are applied, those that have waited too
+-- long are rejected. Each is looked at again after twice the time, at most a minute. Returns how many were settled.
+create or replace function affiliate.resolve_waiting(p_max integer)
+returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_mergejoin = off
+set jit = off
+as $$
+declare
+    settled bigint;
+begin
+    perform affiliate.work_tables();
+    perform affiliate.fresh_plans();
+    perform affiliate.work_clear('order_touched', 'waiting_due');
+
+    insert into pg_temp.waiting_due
+    select w.ctid, w.merchant_id, w.livemode, w.order_id, w.conversion_id,
+           c.id is not null,
+           coalesce(c.livemode = w.livemode, false),
+           x.id is not null,
+           w.until <= now(),
+           c.link_id, c.campaign_id, c.affiliate_id, c.verdict,
+           affiliate.counted_sub_id(
+               w.merchant_id, w.livemode, affiliate.utc_day(affiliate.click_time(w.click_id)),
+               c.link_id, c.campaign_id, c.affiliate_id, c.sub_id)
+      from (select *, ctid
+              from affiliate.waiting
+             where next_at <= now()
+             order by next_at
+             limit p_max
+               for update skip locked) w
+      left join lateral (
+               select c.id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict, c.sub_ids[1] as sub_id
+                 from affiliate.click c
+                where c.id = w.click_id
+                  and c.merchant_id = w.merchant_id
+               offset 0
+           ) c on true
+      left join lateral (
+               select x.id
+                 from affiliate.click x
+                where c.id is null
+                  and x.id = w.click_id
+                limit 1
+           ) x on true;
+
+    update affiliate.waiting w
+       set tries = w.tries + 1,
+           next_at = least(now() + least(power(2, least(w.tries, 6)), 60) * interval '1 second', w.until)
+     where w.ctid = any (array(
+               select d.place
+                 from pg_temp.waiting_due d
+                where not d.arrived and not d.elsewhere and not d.over));
+
+    delete from pg_temp.waiting_due d
+     where not d.arrived and not d.elsewhere and not d.over;
+
+    select count(*) into settled from pg_temp.waiting_due;
+    if settled = 0 then
+        return 0;
+    end if;
+
+    delete from affiliate.waiting w
+     where w.ctid = any (array(select d.place from pg_temp.waiting_due d));
+
+    perform affiliate.complete_waiting();
+
+    insert into pg_temp.order_touched
+    select distinct d.merchant_id, d.livemode, d.order_id, null::bigint
+      from pg_temp.waiting_due d;
+
+    perform affiliate.settle_orders();
+    return settled;
+end
+$$;
+
+-- Writes the click, or what is wrong with it, into the conversions in pg_temp.waiting_due.
+create or replace function affiliate.complete_waiting()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_mergejoin = off
+set enable_hashjoin = off
+set jit = off
+as $$
+declare
+    due record;
+begin
+    for due in
+        select d.*, c.place as conversion
+          from pg_temp.waiting_due d
+         cross join lateral (
+                   select c.ctid as place
+                     from affiliate.conversion c
+                    where c.merchant_id = d.merchant_id
+                      and c.livemode = d.livemode
+                      and c.order_id = d.order_id
+                      and c.conversion_id = d.conversion_id
+                   offset 0
+               ) c
+    loop
+        update affiliate.conversion
+           set waiting = false,
+               link_id = case when due.mine then due.link_id end,
+               campaign_id = case when due.mine then due.campaign_id end,
+               affiliate_id = case when due.mine then due.affiliate_id end,
+               verdict = case when due.mine then due.verdict end,
+               sub_id = case when due.mine then due.sub_id end,
+               click_problem = case
+                                   when due.mine then null
+                                   when due.arrived then 'wrong_livemode'
+                                   when due.elsewhere then 'foreign_click'
+                                   else 'unknown_click'
+                               end
+         where ctid = due.conversion;
+    end loop;
+end
+$$;
+
+-- Releases up to p_max orders whose hold is over, and returns how many. Orders are taken by due time from an index, rows
+-- that somebody else works on are skipped, so any number of daemons may call it. However many orders one affiliate
+-- has among them, they are one release with three transfers; release_item tells which orders it was made of.
+create or replace function affiliate.release_holds(p_max integer)
+returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_nestloop = off
+set enable_mergejoin = off
+set work_mem = '64MB'
+set jit = off
+as $$
+declare
+    count bigint;
+begin
+    perform affiliate.work_tables();
+    perform affiliate.work_clear('released', 'account_change', 'account_changed', 'order_change');
+
+    with over as (
+        delete from affiliate.hold
+         where ctid = any (array(
+                   select h.ctid
+                     from affiliate.hold h
+                    where h.due_at <= now()
+                    order by h.due_at
+                    -- Of orders at the limit, so many sum up to a bigint.
+                    limit least(p_max, 9223372036854775807 / affiliate.worth_limit())
+                      for update skip locked))
+        returning *
+    ),
+    grouped as materialized (
+        select h.merchant_id, nextval('affiliate.release_id_seq') as release_id, h.affiliate_id, h.livemode, h.currency,
+               count(*) as orders, sum(h.commission_minor) as commission, sum(h.fee_minor) as fee
+          from over h
+         group by h.merchant_id, h.affiliate_id, h.livemode, h.currency
+    ),
+    itemized as (
+        -- Sorted, because the pages of the index are then touched one after the other.
+        insert into affiliate.release_item
+              (merchant_id, order_no, release_id, commission_minor, fee_minor, due_at, revision)
+        select h.merchant_id, h.order_no, g.release_id, h.commission_minor, h.fee_minor, h.due_at, h.revision
+          from over h
+          join grouped g using (merchant_id, affiliate_id, livemode, currency)
+         order by h.merchant_id, h.order_no
+    ),
+    counted as (
+        insert into pg_temp.order_change
+        select h.merchant_id, h.livemode, h.day, h.link_id, h.campaign_id, h.affiliate_id, h.sub_id, h.currency,
+               0, - count(*), count(*), 0, 0, 0, 0, 0, 0,
+               - sum(h.commission_minor), sum(h.commission_minor), 0, - sum(h.fee_minor), sum(h.fee_minor)
+          from over h
+         group by h.merchant_id, h.livemode, h.day, h.link_id, h.campaign_id, h.affiliate_id, h.sub_id, h.currency
+    ),
+    made as (
+        insert into affiliate.release
+              (merchant_id, release_id, affiliate_id, livemode, currency, orders, commission_minor, fee_minor)
+        select g.merchant_id, g.release_id, g.affiliate_id, g.livemode, g.currency, g.orders, g.commission, g.fee
+          from grouped g
+        returning *
+    )
+    insert into pg_temp.released
+    select *
+      from made;
+
+    select coalesce(sum(r.orders), 0) into count
+      from pg_temp.released r;
+    if count > 0 then
+        perform affiliate.post_releases();
+        perform affiliate.count_order_changes();
+    end if;
+    return count;
+end
+$$;
+
+-- Replacing them made them ones that run as whoever calls them.
+select affiliate.enter_as_owner('affiliate.resolve_waiting(integer)', 'affiliate.release_holds(integer)');
+select affiliate.enter_as_owner(p.oid::regprocedure)
+  from pg_catalog.pg_proc p
+ where p.pronamespace = 'affiliate'::regnamespace
+   and p.proname in ('count_clicks', 'count_added_clicks');
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- What is there already
+-- ---------------------------------------------------------------------------------------------------------------
+
+-- Every order as it counts now: from its facts, its terms and its release.
+create view affiliate.order_counted with (security_invoker = true) as
+select o.merchant_id, o.livemode, affiliate.utc_day(o.reported_at) as day, o.link_id, o.campaign_id,
+       o.posted_affiliate_id as affiliate_id, o.sub_id, coalesce(o.currency, o.posted_currency) as currency,
+       o.order_no, affiliate.order_state(n) as state, n.payable, coalesce(o.amount_minor, 0) as amount_minor,
+       coalesce(affiliate.kept_minor(
+                    o.amount_minor, o.refunded_minor,
+                    affiliate.order_void(o.outcome, o.has_report, o.cancelled_at, o.returned_at)), 0) as kept_minor,
+       o.posted_commission_minor as commission_minor, o.posted_fee_minor as fee_minor,
+       coalesce(o.reversed_minor, 0) as reversed_minor, o.item_sku, o.item_quantity, o.item_amount
+  from affiliate.order_now n
+  join affiliate.order_fact o using (merchant_id, order_no);
+
+comment on view affiliate.order_counted is 'Every order by what it is counted by, with what it counts';
+
+-- Counts all orders anew: for the migration, and for an owner who has changed some by hand.
+create function affiliate.recount_orders()
+returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set work_mem = '256MB'
+set jit = off
+as $$
+declare
+    counted bigint;
+begin
+    -- Whoever decides an order or releases one counts it in the same transaction, behind what they lock of it.
+    lock table affiliate.order_fact, affiliate.hold in share row exclusive mode;
+    lock table affiliate.order_link_day, affiliate.order_day, affiliate.order_sku_day in share row exclusive mode;
+    delete from affiliate.order_link_day;
+    delete from affiliate.order_day;
+    delete from affiliate.order_sku_day;
+
+    insert into affiliate.order_link_day
+    select c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency,
+           count(*) filter (where c.state = 'pending'), count(*) filter (where c.state = 'approved'),
+           count(*) filter (where c.state = 'payable'), count(*) filter (where c.state = 'cancelled'),
+           count(*) filter (where c.state = 'refunded'), count(*) filter (where c.state = 'review'),
+           count(*) filter (where c.state = 'rejected'),
+           sum(c.amount_minor), sum(c.kept_minor),
+           coalesce(sum(c.commission_minor) filter (where not c.payable), 0),
+           coalesce(sum(c.commission_minor) filter (where c.payable), 0),
+           sum(c.reversed_minor),
+           coalesce(sum(c.fee_minor) filter (where not c.payable), 0),
+           coalesce(sum(c.fee_minor) filter (where c.payable), 0)
+      from affiliate.order_counted c
+     group by c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency;
+
+    insert into affiliate.order_day
+    select l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id, l.currency,
+           sum(l.pending), sum(l.approved), sum(l.payable), sum(l.cancelled), sum(l.refunded), sum(l.review), sum(l.rejected),
+           sum(l.amount_minor), sum(l.kept_minor), sum(l.commission_pending_minor), sum(l.commission_payable_minor),
+           sum(l.commission_reversed_minor), sum(l.fee_pending_minor), sum(l.fee_payable_minor)
+      from affiliate.order_link_day l
+     group by l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id, l.currency;
+
+    insert into affiliate.order_sku_day
+    select c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency,
+           count(*) filter (where c.state = 'pending'), count(*) filter (where c.state in ('approved', 'payable')),
+           count(*) filter (where c.state = 'cancelled'), count(*) filter (where c.state = 'refunded'),
+           count(*) filter (where c.state = 'review'), count(*) filter (where c.state = 'rejected'),
+           sum(l.pieces), sum(l.amount_minor)
+      from affiliate.order_counted c
+     cross join lateral affiliate.sku_lines(c.item_sku, c.item_quantity, c.item_amount) l
+     where c.item_sku is not null
+     group by c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency;
+
+    select coalesce(sum(d.pending + d.approved + d.payable + d.cancelled + d.refunded + d.review + d.rejected), 0)
+      into counted
+      from affiliate.order_day d;
+    return counted;
+end
+$$;
+
+comment on function affiliate.recount_orders is 'Counts all orders anew; returns how many there are';
+
+-- What was taken of each order, by its facts and terms.
+create view affiliate.order_reversed with (security_invoker = true) as
+select o.merchant_id, o.order_no, o.reversed_minor as remembered_minor,
+       affiliate.reversed_minor(
+           o.outcome, o.has_report, o.posted_commission_minor, o.amount_minor, t.rate_basis_points, t.rate_flat_minor,
+           o.item_numerator, o.item_denominator) as reversed_minor
+  from affiliate.order_fact o
+  join affiliate.terms t on t.merchant_id = o.merchant_id and t.terms_id = o.terms_id
+ where o.cancelled_at is not null
+    or o.returned_at is not null
+    or o.refunded_minor > 0;
+
+-- Gives the orders that are there what they are counted by. A click that retention has dropped has no sub-id any more.
+create function affiliate.complete_orders()
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set work_mem = '256MB'
+set jit = off
+as $$
+begin
+    update affiliate.conversion c
+       set sub_id = x.sub_id
+      from (select v.merchant_id, v.conversion_id,
+                   affiliate.counted_sub_id(
+                       k.merchant_id, k.livemode, affiliate.utc_day(affiliate.click_time(k.id)), k.link_id, k.campaign_id,
+                       k.affiliate_id, k.sub_ids[1]) as sub_id
+              from affiliate.conversion v
+              join affiliate.click k on k.id = v.click_id and k.merchant_id = v.merchant_id and k.livemode = v.livemode
+             where not v.waiting
+               and v.click_problem is null
+               and k.sub_ids[1] <> '') x
+     where c.merchant_id = x.merchant_id
+       and c.conversion_id = x.conversion_id;
+
+    update affiliate.order_fact o
+       set sub_id = f.sub_id,
+           item_sku = f.item_sku,
+           item_quantity = f.item_quantity,
+           item_amount = f.item_amount
+      from (select v.merchant_id, v.livemode, v.order_id
+              from affiliate.conversion v
+             where v.sub_id is not null
+                or v.item_sku is not null
+             group by v.merchant_id, v.livemode, v.order_id) v
+     cross join lateral affiliate.order_facts(v.merchant_id, v.livemode, v.order_id) f
+     where o.merchant_id = v.merchant_id
+       and o.livemode = v.livemode
+       and o.order_id = v.order_id;
+
+    update affiliate.order_fact o
+       set reversed_minor = x.reversed_minor
+      from affiliate.order_reversed x
+     where o.merchant_id = x.merchant_id
+       and o.order_no = x.order_no
+       and x.reversed_minor > 0;
+
+    update affiliate.hold h
+       set day = affiliate.utc_day(o.reported_at),
+           campaign_id = o.campaign_id,
+           link_id = o.link_id,
+           sub_id = o.sub_id
+      from affiliate.order_fact o
+     where o.merchant_id = h.merchant_id
+       and o.order_no = h.order_no;
+end
+$$;
+
+select affiliate.recount_clicks(min(p.day), max(p.day)) from affiliate.click_partitions() p;
+select affiliate.complete_orders();
+select affiliate.recount_orders();
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- The proof
+-- ---------------------------------------------------------------------------------------------------------------
+
+-- Facts: they are what the conversions say, and so is the outcome.
+create or replace function affiliate.audit_facts(p_since timestamptz default null)
+returns table (invariant text, merchant_id bigint, subject text, detail text)
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+set plan_cache_mode = force_custom_plan
+set work_mem = '64MB'
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with changed as materialized (
+        select *
+          from affiliate.audit_orders(p_since)
+    )
+    select 'facts are what the conversions say', o.merchant_id, 'order ' || o.order_id,
+           case when f.reported_at is null then 'has no conversion' else 'differ from its conversions' end
+      from affiliate.order_fact o
+      left join affiliate.terms t
+        on t.merchant_id = o.merchant_id and t.terms_id = o.terms_id
+      left join lateral affiliate.order_facts(o.merchant_id, o.livemode, o.order_id) f on true
+     cross join lateral (
+               select case when cardinality(f.item_amount) > 0 and t.terms_id is not null
+                           then affiliate.item_fraction(
+                                    t, f.amount_minor, f.item_sku, f.item_category, f.item_quantity, f.item_amount)
+                      end as fraction
+              offset 0
+           ) n
+     where (o.reported_at, o.has_report, o.other_click, o.customer, o.approved_at, o.cancelled_at, o.returned_at,
+            o.click_id, o.clicked_at, o.link_id, o.campaign_id, o.affiliate_id, o.verdict, o.click_problem,
+            o.amount_minor, o.currency, o.refunded_minor, o.refund_currency, o.item_numerator, o.item_denominator,
+            o.sub_id, o.item_sku, o.item_quantity, o.item_amount)
+           is distinct from
+           (f.reported_at, f.has_report, f.other_click, f.customer, f.approved_at, f.cancelled_at, f.returned_at,
+            f.click_id, f.clicked_at, f.link_id, f.campaign_id, f.affiliate_id, f.verdict, f.click_problem,
+            f.amount_minor, f.currency, f.refunded_minor, f.refund_currency, n.fraction[1], n.fraction[2],
+            f.sub_id, f.item_sku, f.item_quantity, f.item_amount)
+       and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
+    union all
+    select 'outcome follows from the facts', o.merchant_id, 'order ' || o.order_id,
+           format('is %s (%s), should be %s', o.outcome, o.problem, coalesce(l.problem, 'accepted'))
+      from affiliate.order_fact o
+      left join affiliate.campaign c
+        on c.merchant_id = o.merchant_id and c.campaign_id = o.campaign_id
+      left join (
+               select t.*,
+                      lead(t.valid_from, 1, 'infinity') over (
+                          partition by t.merchant_id, t.campaign_id order by t.valid_from) as valid_until
+                 from affiliate.terms t
+           ) t
+        on t.merchant_id = o.merchant_id and t.campaign_id = o.campaign_id
+       and o.clicked_at >= t.valid_from and o.clicked_at < t.valid_until
+     cross join lateral (
+               select affiliate.order_problem(
+                          o.click_problem, o.verdict, o.inactive, t.terms_id is not null,
+                          o.reported_at - o.clicked_at, t.attribution_window, t.minimum_click_to_order,
+                          o.currency, c.currency, o.other_click, o.refund_currency,
+                          o.has_report and o.approved_at is not null and o.amount_minor is null
+                              and t.rate_basis_points is not null,
+                          o.review_decision) as problem
+              offset 0
+           ) p
+     cross join lateral (
+               select affiliate.order_void(affiliate.outcome_of(p.problem), o.has_report, o.cancelled_at, o.returned_at) as void
+              offset 0
+           ) v
+     cross join lateral (
+               select affiliate.kept_minor(o.amount_minor, o.refunded_minor, v.void) as kept
+              offset 0
+           ) k
+     cross join lateral (
+               select affiliate.commission_minor(
+                          k.kept, o.amount_minor, t.rate_basis_points, t.rate_flat_minor,
+                          o.item_numerator, o.item_denominator, v.void) as commission
+              offset 0
+           ) e
+     cross join lateral (
+               select case when e.commission + affiliate.fee_minor(
+                                   e.commission, k.kept, o.amount_minor, t.fee_basis_points, t.fee_flat_minor, v.void)
+                                > affiliate.worth_limit()
+                           then 'above_limit' else p.problem end as problem
+              offset 0
+           ) l
+     where (o.problem, o.outcome, o.terms_id) is distinct from (l.problem, affiliate.outcome_of(l.problem), t.terms_id)
+       and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
+    union all
+    select 'conversion belongs to an order', c.merchant_id, 'conversion ' || c.conversion_id, 'order ' || c.order_id
+      from affiliate.conversion c
+      left join affiliate.order_fact o using (merchant_id, livemode, order_id)
+     where not c.waiting
+       and o.order_no is null
+    union all
+    select 'waiting conversion is waited for', coalesce(c.merchant_id, w.merchant_id),
+           'conversion ' || coalesce(c.conversion_id, w.conversion_id),
+           case when w.conversion_id is null then 'nobody waits for its click' else 'is not waiting' end
+      from (select * from affiliate.conversion where waiting) c
+      full join affiliate.waiting w
+        on w.merchant_id = c.merchant_id and w.conversion_id = c.conversion_id
+     where c.conversion_id is null
+        or w.conversion_id is null
+    union all
+    select 'livemode never mixes', c.merchant_id, 'conversion ' || c.conversion_id,
+           'its click is of another mode or merchant'
+      from affiliate.conversion c
+      join affiliate.click k on k.id = c.click_id
+     where c.affiliate_id is not null
+       and (k.livemode, k.merchant_id) is distinct from (c.livemode, c.merchant_id)
+       and (p_since is null or c.received_at >= p_since - affiliate.waiting_limit());
+end
+$$;
+
+-- The clicks of the days from p_first on that have a partition, counted anew, beside their rollups.
+create function affiliate.audit_click_rollups(p_first date)
+returns table (invariant text, merchant_id bigint, subject text, detail text)
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+set plan_cache_mode = force_custom_plan
+set enable_nestloop = off
+set work_mem = '64MB'
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with kept as materialized (
+        select p.day
+          from affiliate.click_partitions() p
+         where p.day >= p_first
+    ),
+    recount as materialized (
+        select c.merchant_id, c.livemode, affiliate.utc_day(affiliate.click_time(c.id)) as day, c.link_id, c.campaign_id,
+               c.affiliate_id, nullif(c.sub_ids[1], '') collate "C" as sub_id,
+               count(*) filter (where c.verdict = 0) as valid,
+               count(*) filter (where c.verdict = 1) as duplicate,
+               count(*) filter (where c.verdict = 2) as suspect,
+               count(*) filter (where c.verdict = 3) as prefetch,
+               count(*) filter (where c.verdict = 4) as preview,
+               count(*) filter (where c.verdict = 5) as bot
+          from affiliate.click c
+         where c.id >= affiliate.day_bound(p_first)
+         group by 1, 2, 3, 4, 5, 6, 7
+    )
+    select 'clicks of a link are the recount', coalesce(l.merchant_id, r.merchant_id),
+           format('link %s %s %s', coalesce(l.link_id, r.link_id), coalesce(l.day, r.day),
+                  case when coalesce(l.livemode, r.livemode) then 'live' else 'test' end),
+           format('counted %s, there are %s',
+                  (l.valid, l.duplicate, l.suspect, l.prefetch, l.preview, l.bot),
+                  (r.valid, r.duplicate, r.suspect, r.prefetch, r.preview, r.bot))
+      from (select l.*
+              from affiliate.click_link_day l
+              join kept using (day)) l
+      full join (
+               select r.merchant_id, r.livemode, r.day, r.link_id, r.campaign_id, r.affiliate_id,
+                      sum(r.valid) as valid, sum(r.duplicate) as duplicate, sum(r.suspect) as suspect,
+                      sum(r.prefetch) as prefetch, sum(r.preview) as preview, sum(r.bot) as bot
+                 from recount r
+                group by 1, 2, 3, 4, 5, 6
+           ) r using (merchant_id, livemode, day, link_id, campaign_id, affiliate_id)
+     where (coalesce(l.valid, 0), coalesce(l.duplicate, 0), coalesce(l.suspect, 0),
+            coalesce(l.prefetch, 0), coalesce(l.preview, 0), coalesce(l.bot, 0))
+           <> (coalesce(r.valid, 0), coalesce(r.duplicate, 0), coalesce(r.suspect, 0),
+               coalesce(r.prefetch, 0), coalesce(r.preview, 0), coalesce(r.bot, 0))
+    union all
+    select 'clicks of a sub id are the recount', coalesce(s.merchant_id, r.merchant_id),
+           format('link %s %s %s %s', coalesce(s.link_id, r.link_id), coalesce(s.day, r.day),
+                  case when coalesce(s.livemode, r.livemode) then 'live' else 'test' end,
+                  coalesce(nullif(coalesce(s.sub_id, r.sub_id), ''), '(other)')),
+           format('counted %s, there are %s',
+                  (s.valid, s.duplicate, s.suspect, s.prefetch, s.preview, s.bot),
+                  (r.valid, r.duplicate, r.suspect, r.prefetch, r.preview, r.bot))
+      from (select s.*
+              from affiliate.click_sub_day s
+              join kept using (day)) s
+      full join (
+               -- What has a row of its own is counted there, all else among the others.
+               select r.merchant_id, r.livemode, r.day, r.link_id, r.campaign_id, r.affiliate_id,
+                      coalesce(n.sub_id, '') as sub_id,
+                      sum(r.valid) as valid, sum(r.duplicate) as duplicate, sum(r.suspect) as suspect,
+                      sum(r.prefetch) as prefetch, sum(r.preview) as preview, sum(r.bot) as bot
+                 from recount r
+                 left join affiliate.click_sub_day n
+                using (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id)
+                where r.sub_id is not null
+                group by 1, 2, 3, 4, 5, 6, 7
+           ) r using (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id)
+     where (coalesce(s.valid, 0), coalesce(s.duplicate, 0), coalesce(s.suspect, 0),
+            coalesce(s.prefetch, 0), coalesce(s.preview, 0), coalesce(s.bot, 0))
+           <> (coalesce(r.valid, 0), coalesce(r.duplicate, 0), coalesce(r.suspect, 0),
+               coalesce(r.prefetch, 0), coalesce(r.preview, 0), coalesce(r.bot, 0))
+    union all
+    select 'conversion is counted as its click is', v.merchant_id, 'conversion ' || v.conversion_id,
+           format('counted under %s', coalesce(nullif(v.sub_id, ''), case when v.sub_id = '' then '(other)' else 'none' end))
+      from affiliate.conversion v
+      join affiliate.click c on c.id = v.click_id and c.merchant_id = v.merchant_id
+      left join affiliate.click_sub_day s
+        on s.merchant_id = c.merchant_id and s.livemode = c.livemode
+       and s.day = affiliate.utc_day(affiliate.click_time(c.id)) and s.link_id = c.link_id
+       and s.campaign_id = c.campaign_id and s.affiliate_id = c.affiliate_id and s.sub_id = c.sub_ids[1] collate "C"
+     where c.id >= affiliate.day_bound(p_first)
+       and v.affiliate_id is not null
+       and v.sub_id is distinct from case when c.sub_ids[1] <> '' then coalesce(s.sub_id, '') end;
+end
+$$;
+
+-- Rollups: each is the recount of its rows. Of clicks, that is of yesterday's and today's, or of all days since
+-- p_since if that is longer ago; of orders it is always of all.
+create function affiliate.audit_rollups(p_since timestamptz default null)
+returns table (invariant text, merchant_id bigint, subject text, detail text)
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+set plan_cache_mode = force_custom_plan
+set enable_nestloop = off
+set work_mem = '64MB'
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    select *
+      from affiliate.audit_click_rollups(least(affiliate.utc_day(p_since), affiliate.utc_day(now()) - 1))
+    union all
+    select 'clicks of a day are those of its links', coalesce(d.merchant_id, l.merchant_id),
+           format('campaign %s affiliate %s %s', coalesce(d.campaign_id, l.campaign_id),
+                  coalesce(d.affiliate_id, l.affiliate_id), coalesce(d.day, l.day)),
+           format('counted %s, links have %s', (d.valid, d.duplicate, d.suspect, d.prefetch, d.preview, d.bot),
+                  (l.valid, l.duplicate, l.suspect, l.prefetch, l.preview, l.bot))
+      from affiliate.click_day d
+      full join (
+               select l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id,
+                      sum(l.valid) as valid, sum(l.duplicate) as duplicate, sum(l.suspect) as suspect,
+                      sum(l.prefetch) as prefetch, sum(l.preview) as preview, sum(l.bot) as bot
+                 from affiliate.click_link_day l
+                group by 1, 2, 3, 4, 5
+           ) l using (merchant_id, livemode, day, campaign_id, affiliate_id)
+     where (d.valid, d.duplicate, d.suspect, d.prefetch, d.preview, d.bot)
+           is distinct from (l.valid, l.duplicate, l.suspect, l.prefetch, l.preview, l.bot)
+    union all
+    select 'sub ids of a link are bounded', s.merchant_id, format('link %s %s', s.link_id, s.day),
+           format('%s by themselves%s', count(*) filter (where s.sub_id <> ''),
+                  case when bool_or(s.sub_id = '') then ' and others' else '' end)
+      from affiliate.click_sub_day s
+     group by s.merchant_id, s.livemode, s.day, s.link_id, s.campaign_id, s.affiliate_id
+    having count(*) filter (where s.sub_id <> '') > affiliate.sub_id_limit()
+        or bool_or(s.sub_id = '') and count(*) filter (where s.sub_id <> '') < affiliate.sub_id_limit()
+    union all
+    select 'orders of a link are the recount', x.merchant_id,
+           format('link %s sub-id %s %s %s %s', x.link_id, x.sub_id, x.day, x.currency,
+                  case when x.livemode then 'live' else 'test' end),
+           format('%s %s are off by %s', case when bool_or(x.sign > 0) then 'counted, recount' else 'recount' end,
+                  case when bool_or(x.sign < 0) then 'and rows' else 'without rows' end,
+                  (sum(x.sign * x.pending), sum(x.sign * x.approved), sum(x.sign * x.payable), sum(x.sign * x.cancelled),
+                   sum(x.sign * x.refunded), sum(x.sign * x.review), sum(x.sign * x.rejected),
+                   sum(x.sign * x.amount_minor), sum(x.sign * x.kept_minor),
+                   sum(x.sign * x.commission_pending_minor), sum(x.sign * x.commission_payable_minor),
+                   sum(x.sign * x.commission_reversed_minor), sum(x.sign * x.fee_pending_minor),
+                   sum(x.sign * x.fee_payable_minor)))
+      from (
+               select l.*, 1 as sign
+                 from affiliate.order_link_day l
+               union all
+               select c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency,
+                      count(*) filter (where c.state = 'pending'), count(*) filter (where c.state = 'approved'),
+                      count(*) filter (where c.state = 'payable'), count(*) filter (where c.state = 'cancelled'),
+                      count(*) filter (where c.state = 'refunded'), count(*) filter (where c.state = 'review'),
+                      count(*) filter (where c.state = 'rejected'),
+                      sum(c.amount_minor), sum(c.kept_minor),
+                      coalesce(sum(c.commission_minor) filter (where not c.payable), 0),
+                      coalesce(sum(c.commission_minor) filter (where c.payable), 0),
+                      sum(c.reversed_minor),
+                      coalesce(sum(c.fee_minor) filter (where not c.payable), 0),
+                      coalesce(sum(c.fee_minor) filter (where c.payable), 0), -1
+                 from affiliate.order_counted c
+                group by 1, 2, 3, 4, 5, 6, 7, 8
+           ) x
+     group by x.merchant_id, x.livemode, x.day, x.link_id, x.campaign_id, x.affiliate_id, x.sub_id, x.currency
+    having (sum(x.sign * x.pending), sum(x.sign * x.approved), sum(x.sign * x.payable), sum(x.sign * x.cancelled),
+            sum(x.sign * x.refunded), sum(x.sign * x.review), sum(x.sign * x.rejected),
+            sum(x.sign * x.amount_minor), sum(x.sign * x.kept_minor),
+            sum(x.sign * x.commission_pending_minor), sum(x.sign * x.commission_payable_minor),
+            sum(x.sign * x.commission_reversed_minor), sum(x.sign * x.fee_pending_minor), sum(x.sign * x.fee_payable_minor))
+           <> (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    union all
+    select 'orders of a day are those of its links', x.merchant_id,
+           format('campaign %s affiliate %s %s %s', x.campaign_id, x.affiliate_id, x.day, x.currency), 'differ'
+      from (
+               select d.*, 1 as sign
+                 from affiliate.order_day d
+               union all
+               select l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id, l.currency,
+                      sum(l.pending), sum(l.approved), sum(l.payable), sum(l.cancelled), sum(l.refunded), sum(l.review),
+                      sum(l.rejected), sum(l.amount_minor), sum(l.kept_minor), sum(l.commission_pending_minor),
+                      sum(l.commission_payable_minor), sum(l.commission_reversed_minor), sum(l.fee_pending_minor),
+                      sum(l.fee_payable_minor), -1
+                 from affiliate.order_link_day l
+                group by 1, 2, 3, 4, 5, 6
+           ) x
+     group by x.merchant_id, x.livemode, x.day, x.campaign_id, x.affiliate_id, x.currency
+    having (sum(x.sign * x.pending), sum(x.sign * x.approved), sum(x.sign * x.payable), sum(x.sign * x.cancelled),
+            sum(x.sign * x.refunded), sum(x.sign * x.review), sum(x.sign * x.rejected),
+            sum(x.sign * x.amount_minor), sum(x.sign * x.kept_minor),
+            sum(x.sign * x.commission_pending_minor), sum(x.sign * x.commission_payable_minor),
+            sum(x.sign * x.commission_reversed_minor), sum(x.sign * x.fee_pending_minor), sum(x.sign * x.fee_payable_minor))
+           <> (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    union all
+    select 'orders of a product are the recount', x.merchant_id,
+           format('sku %s campaign %s affiliate %s %s %s', x.sku, x.campaign_id, x.affiliate_id, x.day, x.currency),
+           format('off by %s', (sum(x.sign * x.pending), sum(x.sign * x.approved), sum(x.sign * x.cancelled),
+                                sum(x.sign * x.refunded), sum(x.sign * x.review), sum(x.sign * x.rejected),
+                                sum(x.sign * x.pieces), sum(x.sign * x.amount_minor)))
+      from (
+               select s.*, 1 as sign
+                 from affiliate.order_sku_day s
+               union all
+               select c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency,
+                      count(*) filter (where c.state = 'pending'),
+                      count(*) filter (where c.state in ('approved', 'payable')),
+                      count(*) filter (where c.state = 'cancelled'), count(*) filter (where c.state = 'refunded'),
+                      count(*) filter (where c.state = 'review'), count(*) filter (where c.state = 'rejected'),
+                      sum(l.pieces), sum(l.amount_minor), -1
+                 from affiliate.order_counted c
+                cross join lateral affiliate.sku_lines(c.item_sku, c.item_quantity, c.item_amount) l
+                where c.item_sku is not null
+                group by 1, 2, 3, 4, 5, 6, 7
+           ) x
+     group by x.merchant_id, x.livemode, x.day, x.sku, x.campaign_id, x.affiliate_id, x.currency
+    having (sum(x.sign * x.pending), sum(x.sign * x.approved), sum(x.sign * x.cancelled), sum(x.sign * x.refunded),
+            sum(x.sign * x.review), sum(x.sign * x.rejected), sum(x.sign * x.pieces), sum(x.sign * x.amount_minor))
+           <> (0, 0, 0, 0, 0, 0, 0, 0)
+    union all
+    select 'order remembers what was taken of it', o.merchant_id, 'order_no ' || o.order_no,
+           format('remembers %s, it is %s', o.reversed_minor, coalesce(r.reversed_minor, 0))
+      from affiliate.order_fact o
+      left join affiliate.order_reversed r using (merchant_id, order_no)
+     where coalesce(o.reversed_minor, 0) <> coalesce(r.reversed_minor, 0)
+    union all
+    select 'hold is counted as its order is', h.merchant_id, 'order_no ' || h.order_no,
+           format('%s link %s', h.day, h.link_id)
+      from affiliate.hold h
+      join affiliate.order_fact o using (merchant_id, order_no)
+     where (h.day, h.campaign_id, h.link_id, h.sub_id, h.affiliate_id, h.currency)
+           is distinct from
+           (affiliate.utc_day(o.reported_at), o.campaign_id, o.link_id, o.sub_id, o.posted_affiliate_id,
+            coalesce(o.currency, o.posted_currency));
+end
+$$;
+
+-- Every broken invariant, a row each. None: the books are right.
+create or replace function affiliate.audit(p_since timestamptz default null)
+returns table (invariant text, merchant_id bigint, subject text, detail text)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+begin atomic
+    select * from affiliate.audit_balances(p_since)
+    union all
+    select * from affiliate.audit_causes(p_since)
+    union all
+    select * from affiliate.audit_positions(p_since)
+    union all
+    select * from affiliate.audit_facts(p_since)
+    union all
+    select * from affiliate.audit_batches(p_since)
+    union all
+    select * from affiliate.audit_rollups(p_since);
+end;
