@@ -18,6 +18,8 @@
 -- Clicks
 -- ---------------------------------------------------------------------------------------------------------------
 
+-- Of each rollup's indexes its key is the last: while a table seems empty, the planner takes the newest of those that would do.
+
 create table affiliate.click_day (
     merchant_id     bigint not null,
     livemode        boolean not null,
@@ -29,11 +31,12 @@ create table affiliate.click_day (
     suspect         bigint not null,
     prefetch        bigint not null,
     preview         bigint not null,
-    bot             bigint not null,
-    primary key (merchant_id, livemode, day, campaign_id, affiliate_id)
+    bot             bigint not null
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 create index click_day_affiliate on affiliate.click_day (affiliate_id, livemode, day);
+alter table affiliate.click_day
+    add primary key (merchant_id, livemode, day, campaign_id, affiliate_id);
 
 comment on table affiliate.click_day is 'Clicks of an affiliate for a campaign on a UTC day, by verdict';
 
@@ -49,11 +52,12 @@ create table affiliate.click_link_day (
     suspect         bigint not null,
     prefetch        bigint not null,
     preview         bigint not null,
-    bot             bigint not null,
-    primary key (merchant_id, livemode, day, link_id, campaign_id, affiliate_id)
+    bot             bigint not null
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 create index click_link_day_affiliate on affiliate.click_link_day (affiliate_id, livemode, day);
+alter table affiliate.click_link_day
+    add primary key (merchant_id, livemode, day, link_id, campaign_id, affiliate_id);
 
 comment on table affiliate.click_link_day is 'Clicks of a link on a UTC day, by verdict';
 
@@ -70,11 +74,12 @@ create table affiliate.click_sub_day (
     suspect         bigint not null,
     prefetch        bigint not null,
     preview         bigint not null,
-    bot             bigint not null,
-    primary key (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id)
+    bot             bigint not null
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 create index click_sub_day_affiliate on affiliate.click_sub_day (affiliate_id, livemode, day);
+alter table affiliate.click_sub_day
+    add primary key (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, sub_id);
 
 comment on table affiliate.click_sub_day is 'Clicks of a link on a UTC day that carried a first sub-id, by that and by verdict';
 comment on column affiliate.click_sub_day.sub_id is 'One of the first of its link and day; empty: all that came later';

@@ -1,0 +1,965 @@
+-- Reports, and what affiliates and merchants see of clicks, orders and money.
+--
+-- Reports read rollups only, so their time goes with days, links and affiliates, not with clicks. Clicks are of any currency;
+-- money is told currency by currency, and nothing here adds up two of them. Lists, wallets and statements read the books.
+
+select affiliate.fence(t, p_affiliate => 'affiliate_id')
+  from unnest(array['affiliate.click_day', 'affiliate.click_link_day', 'affiliate.click_sub_day', 'affiliate.order_day',
+                    'affiliate.order_link_day', 'affiliate.order_sku_day']::regclass[]) t;
+
+-- An affiliate's orders, the newest first, and what of them matures when.
+create index order_fact_affiliate on affiliate.order_fact (affiliate_id, order_no);
+create index hold_affiliate on affiliate.hold (affiliate_id, due_at);
+create index release_affiliate on affiliate.release (affiliate_id, released_at);
+
+-- Of transfers, only those of a month: they were written in the order of their time, so this takes a page or two.
+create index transfer_created on affiliate.transfer using brin (created_at) with (pages_per_range = 32);
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- What requests say
+-- ---------------------------------------------------------------------------------------------------------------
+
+create function affiliate.date_field(p_request jsonb, p_field text)
+returns date
+language plpgsql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    rule constant text := 'must be a day, like 2026-01-31';
+begin
+    return make_date(left(v, 4)::integer, substr(v, 6, 2)::integer, substr(v, 9, 2)::integer)
+      from affiliate.form_field(p_request, p_field, 100, '^[1-9]\d{3}-\d\d-\d\d$', rule) v;
+exception when datetime_field_overflow then
+    perform affiliate.refuse(p_field, rule);
+end
+$$;
+
+-- The days that a request is about, both included: the last p_days unless it says otherwise, never more than p_most.
+create function affiliate.period_field(p_request jsonb, p_days integer, p_most integer, out first date, out last date)
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    last := coalesce(affiliate.date_field(p_request, 'to'), affiliate.utc_day(now()));
+    first := coalesce(affiliate.date_field(p_request, 'from'), last - (p_days - 1));
+    if first > last then
+        perform affiliate.refuse('from', 'must not lie after to');
+    end if;
+    if last - first >= p_most then
+        perform affiliate.refuse('from', format('must lie within %s days before to', p_most));
+    end if;
+end
+$$;
+
+-- A UTC month, as its first moment and the next one's.
+create function affiliate.month_field(p_request jsonb, p_field text, out since timestamptz, out until timestamptz)
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    value text := p_request ->> p_field;
+begin
+    if value is null or value !~ '^[1-9]\d{3}-(0[1-9]|1[0-2])$' then
+        perform affiliate.refuse(p_field, 'must be a month, like 2026-01');
+    end if;
+    since := (value || '-01')::timestamp at time zone 'UTC';
+    until := ((value || '-01')::timestamp + interval '1 month') at time zone 'UTC';
+    if since > now() then
+        perform affiliate.refuse(p_field, 'has not begun');
+    end if;
+end
+$$;
+
+-- A part of a whole as text with four decimals; null of nothing.
+create function affiliate.ratio_text(p_part numeric, p_whole numeric)
+returns text
+language sql immutable parallel safe
+return round(p_part / nullif(p_whole, 0), 4)::text;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Reports
+-- ---------------------------------------------------------------------------------------------------------------
+
+create type affiliate.report_row as (
+    key                 text,
+    gross               bigint,
+    valid               bigint,
+    duplicate           bigint,
+    suspect             bigint,
+    prefetch            bigint,
+    preview             bigint,
+    bot                 bigint,
+    reported            bigint,
+    pending             bigint,
+    approved            bigint,
+    payable             bigint,
+    cancelled           bigint,
+    refunded            bigint,
+    review              bigint,
+    rejected            bigint,
+    pieces              numeric,
+    amount_minor        numeric,
+    commission_minor    numeric,
+    money               jsonb
+);
+
+comment on type affiliate.report_row is 'One line of a report. amount_minor and commission_minor are of all currencies of the line: good for sorting where that is one';
+
+-- What each report goes by: the rollups that have it, and what names a line there. A line of no campaign or affiliate has 0. Of
+-- sub-ids: n for none, o for those that came too late for a row of their own, s and the sub-id.
+create table affiliate.report_kind (
+    name            text primary key,
+    clicks          text,
+    orders          text not null,
+    click_key       text,
+    order_key       text not null,
+    sort            text not null
+);
+
+comment on table affiliate.report_kind is 'What reports go by, and where they take it from';
+
+insert into affiliate.report_kind values
+    ('total', 'click_day', 'order_day', '''all''', '''all''', 'key'),
+    ('day', 'click_day', 'order_day', 'day', 'day', '-key'),
+    ('merchant', 'click_day', 'order_day', 'merchant_id', 'merchant_id', '-reported'),
+    ('campaign', 'click_day', 'order_day', 'campaign_id', 'coalesce(campaign_id, 0)', '-reported'),
+    ('affiliate', 'click_day', 'order_day', 'affiliate_id', 'coalesce(affiliate_id, 0)', '-reported'),
+    ('link', 'click_link_day', 'order_link_day', 'link_id', 'coalesce(link_id, 0)', '-reported'),
+    ('sub_id', 'click_sub_day', 'order_link_day', 'case when sub_id = '''' then ''o'' else ''s'' || sub_id end',
+     'case when sub_id is null then ''n'' when sub_id = '''' then ''o'' else ''s'' || sub_id end', '-reported'),
+    ('product', null, 'order_sku_day', null, 'sku', '-reported');
+
+grant select on affiliate.report_kind to affiliate_tenant;
+
+-- The conditions of a report on the rows of a rollup, as SQL: only numbers, days and truths come into it, and texts quoted.
+create function affiliate.report_where(p_actor affiliate.actor, p_request jsonb, p_orders boolean)
+returns text
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    period record;
+begin
+    select * into period from affiliate.period_field(p_request, 30, 400);
+    return concat_ws(' and ',
+        format('livemode = %L and day between %L and %L', p_actor.livemode, period.first, period.last),
+        'merchant_id = ' || case when p_actor.kind in ('merchant', 'key') then p_actor.merchant_id
+                                 else affiliate.id_field(p_request, 'merchant') end,
+        'affiliate_id = ' || case when p_actor.kind = 'affiliate' then p_actor.affiliate_id
+                                  else affiliate.id_field(p_request, 'affiliate') end,
+        'campaign_id = ' || affiliate.id_field(p_request, 'campaign'),
+        'link_id = ' || affiliate.id_field(p_request, 'link'),
+        case when p_orders then 'currency = ' || quote_literal(affiliate.currency_field(p_request, 'currency')) end);
+end
+$$;
+
+-- The lines of a report, in no order.
+create function affiliate.report_rows(p_actor affiliate.actor, p_request jsonb)
+returns setof affiliate.report_row
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+set work_mem = '64MB'
+set jit = off
+as $$
+declare
+    kind affiliate.report_kind;
+    is_product boolean := p_request ->> 'by' = 'product';
+    clicks text;
+    orders text;
+    verdicts constant text := 'valid, duplicate, suspect, prefetch, preview, bot';
+    source text;
+begin
+    select * into kind from affiliate.report_kind k where k.name = p_request ->> 'by';
+    clicks := coalesce(kind.clicks, 'click_day');
+    orders := kind.orders;
+    if p_request ? 'link' and clicks = 'click_day' then
+        clicks := 'click_link_day';
+        orders := 'order_link_day';
+    end if;
+
+    source := format('select %s as key, %s from affiliate.%I where %s', coalesce(kind.click_key, '0'), verdicts, clicks,
+                     affiliate.report_where(p_actor, p_request, false) || case when is_product then ' and false' else '' end);
+    if kind.name = 'sub_id' then
+        -- Clicks without a sub-id are those of the links less those that have one.
+        source := source || format(
+            ' union all select ''n'', %1$s from affiliate.click_link_day where %2$s'
+            ' union all select ''n'', -valid, -duplicate, -suspect, -prefetch, -preview, -bot from affiliate.click_sub_day where %2$s',
+            verdicts, affiliate.report_where(p_actor, p_request, false));
+    end if;
+
+    return query execute format($sql$
+        with c as (
+            select key, sum(valid) as valid, sum(duplicate) as duplicate, sum(suspect) as suspect,
+                   sum(prefetch) as prefetch, sum(preview) as preview, sum(bot) as bot
+              from (%1$s) s
+             group by key
+        ),
+        o as (
+            select %2$s as key, currency,
+                   sum(pending) as pending, sum(approved) as approved, %3$s as payable, sum(cancelled) as cancelled,
+                   sum(refunded) as refunded, sum(review) as review, sum(rejected) as rejected,
+                   %4$s, sum(amount_minor) as amount
+              from affiliate.%5$I
+             where %6$s
+             group by 1, 2
+        ),
+        m as (
+            select o.key, sum(o.pending) as pending, sum(o.approved) as approved, sum(o.payable) as payable,
+                   sum(o.cancelled) as cancelled, sum(o.refunded) as refunded, sum(o.review) as review, sum(o.rejected) as rejected,
+                   sum(o.pieces) as pieces, sum(o.amount) as amount, sum(o.commission_pending + o.commission_payable) as commission,
+                   coalesce(jsonb_agg(jsonb_build_object(
+                       'currency', o.currency, 'amount', o.amount, 'kept', o.kept,
+                       'commission_pending', o.commission_pending, 'commission_payable', o.commission_payable,
+                       'commission_reversed', o.commission_reversed, 'fee_pending', o.fee_pending, 'fee_payable', o.fee_payable)
+                       order by o.currency) filter (where o.currency is not null), '[]') as money
+              from o
+             group by o.key
+        )
+        select coalesce(c.key::text, m.key::text),
+               coalesce(c.valid + c.duplicate + c.suspect + c.prefetch + c.preview + c.bot, 0)::bigint,
+               coalesce(c.valid, 0)::bigint, coalesce(c.duplicate, 0)::bigint, coalesce(c.suspect, 0)::bigint,
+               coalesce(c.prefetch, 0)::bigint, coalesce(c.preview, 0)::bigint, coalesce(c.bot, 0)::bigint,
+               coalesce(m.pending + m.approved + m.payable + m.cancelled + m.refunded + m.review + m.rejected, 0)::bigint,
+               coalesce(m.pending, 0)::bigint, coalesce(m.approved, 0)::bigint, coalesce(m.payable, 0)::bigint,
+               coalesce(m.cancelled, 0)::bigint, coalesce(m.refunded, 0)::bigint, coalesce(m.review, 0)::bigint,
+               coalesce(m.rejected, 0)::bigint,
+               coalesce(m.pieces, 0), coalesce(m.amount, 0), coalesce(m.commission, 0), coalesce(m.money, '[]')
+          from c
+          full join m on m.key::text = c.key::text
+         where coalesce(c.valid + c.duplicate + c.suspect + c.prefetch + c.preview + c.bot, 0) <> 0
+            or coalesce(m.pending + m.approved + m.payable + m.cancelled + m.refunded + m.review + m.rejected, 0) <> 0$sql$,
+        source, kind.order_key,
+        case when is_product then '0::numeric' else 'sum(payable)' end,
+        case when is_product then
+            'sum(pieces) as pieces, 0::numeric as kept, 0::numeric as commission_pending, 0::numeric as commission_payable, '
+            '0::numeric as commission_reversed, 0::numeric as fee_pending, 0::numeric as fee_payable'
+        else
+            '0::numeric as pieces, sum(kept_minor) as kept, sum(commission_pending_minor) as commission_pending, '
+            'sum(commission_payable_minor) as commission_payable, sum(commission_reversed_minor) as commission_reversed, '
+            'sum(fee_pending_minor) as fee_pending, sum(fee_payable_minor) as fee_payable'
+        end,
+        orders, affiliate.report_where(p_actor, p_request, true));
+end
+$$;
+
+-- A line's money in one currency, for those who may see it: the fee and what the merchant owes are not the affiliate's.
+create function affiliate.report_money_json(p_money jsonb, p_valid bigint, p_product boolean, p_affiliate boolean)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object('currency', k.currency, 'amount', affiliate.amount_text(m.amount, k.decimals))
+           || case when p_product then '{}' else jsonb_build_object(
+                  'kept', affiliate.amount_text(m.kept, k.decimals),
+                  'commission_pending', affiliate.amount_text(m.commission_pending, k.decimals),
+                  'commission_payable', affiliate.amount_text(m.commission_payable, k.decimals),
+                  'commission_reversed', affiliate.amount_text(m.commission_reversed, k.decimals),
+                  'epc', affiliate.amount_text((m.commission_pending + m.commission_payable) * 100 / nullif(p_valid, 0),
+                                               (k.decimals + 2)::smallint)) end
+           || case when p_product or p_affiliate then '{}' else jsonb_build_object(
+                  'fee_pending', affiliate.amount_text(m.fee_pending, k.decimals),
+                  'fee_payable', affiliate.amount_text(m.fee_payable, k.decimals),
+                  'accrued', affiliate.amount_text(m.commission_pending + m.fee_pending, k.decimals),
+                  'owed', affiliate.amount_text(m.commission_payable + m.fee_payable, k.decimals)) end
+      from jsonb_to_record(p_money) as m(
+               currency text, amount numeric, kept numeric, commission_pending numeric, commission_payable numeric,
+               commission_reversed numeric, fee_pending numeric, fee_payable numeric)
+      join affiliate.currency k using (currency)
+$$;
+
+-- What a line is about.
+create function affiliate.report_key_json(p_by text, p_key text)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select case p_by
+               when 'day' then jsonb_build_object('day', p_key)
+               when 'merchant' then jsonb_build_object(
+                   'merchant', p_key::bigint,
+                   'merchant_name', (select m.name from affiliate.merchant m where m.merchant_id = p_key::bigint))
+               when 'campaign' then jsonb_build_object(
+                   'campaign', nullif(p_key::bigint, 0),
+                   'campaign_name', (select c.name from affiliate.campaign c where c.campaign_id = p_key::bigint limit 1))
+               when 'affiliate' then jsonb_build_object(
+                   'affiliate', nullif(p_key::bigint, 0),
+                   'affiliate_name', (select a.name from affiliate.affiliate a where a.affiliate_id = p_key::bigint))
+               when 'link' then jsonb_build_object(
+                   'link', nullif(p_key::bigint, 0),
+                   'code', (select l.code from affiliate.link l where l.link_id = p_key::bigint limit 1))
+               when 'sub_id' then jsonb_build_object(
+                   'sub_id', case when left(p_key, 1) = 's' then substr(p_key, 2) end,
+                   'kind', case left(p_key, 1) when 's' then 'one' when 'o' then 'others' else 'none' end)
+               when 'product' then jsonb_build_object('sku', p_key)
+               else '{}'::jsonb
+           end
+$$;
+
+create function affiliate.report_json(p_by text, p_affiliate boolean, r affiliate.report_row)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.report_key_json(p_by, r.key)
+           || case when p_by = 'product' then jsonb_build_object('pieces', r.pieces) else jsonb_build_object(
+                  'clicks', jsonb_build_object(
+                      'gross', r.gross, 'valid', r.valid, 'duplicate', r.duplicate, 'suspect', r.suspect,
+                      'prefetch', r.prefetch, 'preview', r.preview, 'bot', r.bot),
+                  'conversion_rate', affiliate.ratio_text(r.reported, r.valid)) end
+           || jsonb_build_object(
+                  'orders', jsonb_build_object(
+                      'reported', r.reported, 'pending', r.pending, 'approved', r.approved, 'payable', r.payable,
+                      'cancelled', r.cancelled, 'refunded', r.refunded, 'review', r.review, 'rejected', r.rejected),
+                  'approval_rate', affiliate.ratio_text(r.approved + r.payable, r.reported - r.pending - r.review),
+                  'money', (select coalesce(jsonb_agg(affiliate.report_money_json(m, r.valid, p_by = 'product', p_affiliate)
+                                                      order by n), '[]')
+                              from jsonb_array_elements(r.money) with ordinality as t(m, n)))
+$$;
+
+-- A report for whoever may have it. p_kinds are what it may go by.
+create function affiliate.report(p_actor affiliate.actor, p_request jsonb, p_kinds text[], p_filters text[])
+returns setof jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    wanted text := p_request ->> 'by';
+    sort text := ltrim(p_request ->> 'sort', '-');
+begin
+    perform affiliate.check_page(p_request, p_filters || '{by,from,to,campaign,link,currency}'::text[]);
+    if wanted is null or wanted <> all (p_kinds) then
+        perform affiliate.problem(404, 'not_found', 'There is no such report; there are ' || array_to_string(p_kinds, ', ') || '.');
+    end if;
+    if wanted = 'product' and p_request ? 'link' then
+        perform affiliate.refuse('link', 'is no filter of products');
+    end if;
+    if sort in ('amount', 'commission') and not p_request ? 'currency' then
+        perform affiliate.refuse('sort', 'by money needs a currency');
+    end if;
+
+    -- Unless it says otherwise, as the kind has it.
+    p_request := jsonb_build_object('sort', (select k.sort from affiliate.report_kind k where k.name = wanted)) || p_request;
+    return query select affiliate.page(p_actor, p_request,
+        'select r, r.key, r.gross, r.valid, r.reported, r.approved + r.payable as approved, r.amount_minor as amount,
+                r.commission_minor as commission
+           from affiliate.report_rows($1, $2) r',
+        format('affiliate.report_json(%L, %L, x.r)', wanted, p_actor.kind = 'affiliate'),
+        '{key text,gross bigint,valid bigint,reported bigint,approved bigint,amount numeric,commission numeric}', 'key text');
+end
+$$;
+
+select affiliate.operation('affiliate_report_list', actors => '{affiliate}', while_suspended => true);
+
+create function affiliate.api_affiliate_report_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.report(p_actor, p_request, '{total,day,merchant,campaign,link,sub_id,product}', '{}')
+$$;
+
+select affiliate.operation('report_list', actors => '{merchant,key,admin}');
+
+create function affiliate.api_report_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.report(p_actor, p_request, '{total,day,campaign,affiliate,link,sub_id,product}', '{affiliate}')
+$$;
+
+select affiliate.operation('admin_report_list', actors => '{admin}');
+
+create function affiliate.api_admin_report_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.report(p_actor, p_request, '{total,day,merchant,campaign,affiliate,link,sub_id,product}', '{affiliate}')
+$$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Clicks
+-- ---------------------------------------------------------------------------------------------------------------
+
+create function affiliate.verdict_name(p_verdict smallint)
+returns text
+language sql immutable parallel safe
+return (array['valid', 'duplicate', 'suspect', 'prefetch', 'preview', 'bot'])[p_verdict + 1];
+
+-- The reasons of a verdict, by the names that protocol/click.c has for the bits.
+create function affiliate.verdict_reasons(p_reasons integer)
+returns jsonb
+language sql immutable parallel safe
+return (select coalesce(jsonb_agg(name order by bit), '[]')
+          from unnest(array['bot_agent', 'preview_agent', 'head', 'prefetch', 'empty_agent', 'not_navigation', 'address_rate',
+                            'link_rate', 'repeated', 'signal']) with ordinality as r(name, bit)
+         where p_reasons & (1 << (bit::integer - 1)) <> 0);
+
+-- Of the visitor an affiliate is told no more than that he came; a merchant, with what.
+create function affiliate.click_json(c affiliate.click, p_affiliate boolean)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object(
+               'click', c.id,
+               'at', affiliate.click_time(c.id),
+               'merchant', c.merchant_id,
+               'campaign', c.campaign_id,
+               'link', c.link_id,
+               'code', (select l.code from affiliate.link l where l.merchant_id = c.merchant_id and l.link_id = c.link_id),
+               'livemode', c.livemode,
+               'verdict', affiliate.verdict_name(c.verdict),
+               'reasons', affiliate.verdict_reasons(c.reasons),
+               'sub_ids', coalesce(to_jsonb(c.sub_ids), '[]'))
+           || case when p_affiliate then '{}' else jsonb_build_object(
+               'affiliate', c.affiliate_id,
+               'user_agent', c.user_agent,
+               'referrer', c.referrer,
+               'signals', c.signals) end
+$$;
+
+-- Clicks, the newest first, of no more than 31 days. Clicks have no index but their time: the rollups say on which days there are
+-- any, and only those are looked through.
+create function affiliate.click_rows(p_actor affiliate.actor, p_request jsonb, p_filters text[])
+returns setof jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    period record;
+    verdict text := affiliate.form_field(p_request, 'verdict', 20, '^(valid|duplicate|suspect|prefetch|preview|bot)$',
+                                         'must be valid, duplicate, suspect, prefetch, preview or bot');
+    conditions text;
+    days record;
+begin
+    perform affiliate.check_page(p_request, p_filters || '{from,to,campaign,link,verdict,sub_id}'::text[]);
+    select * into period from affiliate.period_field(p_request, 7, 31);
+    conditions := concat_ws(' and ', format('livemode = %L', p_actor.livemode),
+        'merchant_id = ' || case when p_actor.kind in ('merchant', 'key') then p_actor.merchant_id
+                                 else affiliate.id_field(p_request, 'merchant') end,
+        'affiliate_id = ' || case when p_actor.kind = 'affiliate' then p_actor.affiliate_id
+                                  else affiliate.id_field(p_request, 'affiliate') end,
+        'campaign_id = ' || affiliate.id_field(p_request, 'campaign'),
+        'link_id = ' || affiliate.id_field(p_request, 'link'));
+    execute format('select min(day) as first, max(day) as last from affiliate.click_link_day where %s and day between %L and %L',
+                   conditions, period.first, period.last) into days;
+    if days.first is null then
+        return;
+    end if;
+
+    return query select affiliate.page(p_actor, p_request,
+        format('select c, c.id from affiliate.click c where c.id >= %L and c.id < %L and %s',
+               affiliate.day_bound(days.first), affiliate.day_bound(days.last + 1),
+               concat_ws(' and ', conditions,
+                   'verdict = ' || (array_position('{valid,duplicate,suspect,prefetch,preview,bot}'::text[], verdict) - 1),
+                   'sub_ids[1] = ' || quote_literal(affiliate.text_field(p_request, 'sub_id', 128)))),
+        format('affiliate.click_json(x.c, %L)', p_actor.kind = 'affiliate'), '{-id uuid}', 'id uuid');
+end
+$$;
+
+select affiliate.operation('affiliate_click_list', actors => '{affiliate}', while_suspended => true);
+
+create function affiliate.api_affiliate_click_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.click_rows(p_actor, p_request, '{}')
+$$;
+
+select affiliate.operation('click_list', actors => '{merchant,key,admin}');
+
+create function affiliate.api_click_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.click_rows(p_actor, p_request, '{affiliate}')
+$$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- An affiliate's orders
+-- ---------------------------------------------------------------------------------------------------------------
+
+-- When the commission becomes payable, or did; null while nobody knows, or never.
+create function affiliate.payable_at(o affiliate.order_now)
+returns timestamptz
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select case affiliate.order_state(o)
+               when 'approved' then o.due_at
+               when 'payable' then
+                   (select max(r.released_at)
+                      from affiliate.release_item i
+                      join affiliate.release r using (merchant_id, release_id)
+                     where i.merchant_id = o.merchant_id
+                       and i.order_no = o.order_no)
+           end
+$$;
+
+-- What an affiliate is told of an order: not the merchant's name for it, nor what the network earns.
+create function affiliate.affiliate_order_json(o affiliate.order_now)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object(
+               'order_no', o.order_no,
+               'merchant', o.merchant_id,
+               'merchant_name', (select m.name from affiliate.merchant m where m.merchant_id = o.merchant_id),
+               'campaign', o.campaign_id,
+               'link', o.link_id,
+               'code', (select l.code from affiliate.link l where l.merchant_id = o.merchant_id and l.link_id = o.link_id),
+               'livemode', o.livemode,
+               'state', affiliate.order_state(o),
+               'reason', o.problem,
+               'sentence', affiliate.state_sentence(
+                   affiliate.order_state(o), o.problem, o.due_at, o.refunded_minor, coalesce(o.currency, o.posted_currency)),
+               'amount', affiliate.amount_text(o.amount_minor, k.decimals),
+               'refunded', affiliate.amount_text(
+                   case when o.returned_at is null then o.refunded_minor else o.amount_minor end, k.decimals),
+               'currency', coalesce(o.currency, o.posted_currency),
+               'commission', affiliate.amount_text(o.posted_commission_minor, c.decimals),
+               'commission_currency', o.posted_currency,
+               'clicked_at', o.clicked_at,
+               'reported_at', o.reported_at,
+               'approved_at', o.approved_at,
+               'payable_at', affiliate.payable_at(o))
+      from (values (1)) as one(row)
+      left join affiliate.currency k on k.currency = coalesce(o.currency, o.posted_currency)
+      left join affiliate.currency c on c.currency = o.posted_currency
+$$;
+
+-- The way of an order from its click to its payout, event by event. An affiliate sees his part of it: no names of calls and keys,
+-- and of the money his commission.
+create function affiliate.order_story(o affiliate.order_now, p_affiliate boolean)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    with event as (
+        select o.clicked_at as at, 1 as place, 'click' as event,
+               jsonb_build_object('verdict', affiliate.verdict_name(o.verdict)) as detail
+         where o.link_id is not null
+        union all
+        select c.effective_at, 2, affiliate.status_name(c.status),
+               jsonb_build_object('amount', affiliate.amount_text(c.amount_minor, k.decimals), 'currency', c.currency,
+                                  'reason', c.reason)
+               || case when p_affiliate then '{}' else jsonb_build_object(
+                      'received_at', c.received_at, 'key', c.key_id, 'idempotency_key', c.idempotency_key,
+                      'click', c.click_id, 'click_problem', c.click_problem) end
+          from affiliate.conversion c
+          left join affiliate.currency k on k.currency = c.currency
+         where c.merchant_id = o.merchant_id
+           and c.livemode = o.livemode
+           and c.order_id = o.order_id
+           and not c.waiting
+        union all
+        select f.reviewed_at, 3, 'review', jsonb_build_object('decision', f.review_decision, 'reason', f.review_reason)
+          from affiliate.order_fact f
+         where f.merchant_id = o.merchant_id
+           and f.order_no = o.order_no
+           and f.reviewed_at is not null
+        union all
+        select t.created_at, 4, n.name,
+               jsonb_build_object('amount', affiliate.amount_text(t.amount_minor, k.decimals), 'currency', t.currency)
+          from affiliate.transfer t
+          join affiliate.transfer_code n using (code)
+          join affiliate.currency k using (currency)
+         where t.merchant_id = o.merchant_id
+           and t.cause_kind = 1
+           and t.cause_id = o.order_no
+           and (not p_affiliate or t.code in (1, 3))
+        union all
+        select r.released_at, 5, 'payable',
+               jsonb_build_object('amount', affiliate.amount_text(i.commission_minor, k.decimals), 'currency', r.currency)
+          from affiliate.release_item i
+          join affiliate.release r using (merchant_id, release_id)
+          join affiliate.currency k using (currency)
+         where i.merchant_id = o.merchant_id
+           and i.order_no = o.order_no
+        union all
+        select o.due_at, 5, 'payable',
+               jsonb_build_object('amount', affiliate.amount_text(o.posted_commission_minor, k.decimals),
+                                  'currency', o.posted_currency, 'expected', true)
+          from affiliate.currency k
+         where k.currency = o.posted_currency
+           and o.due_at is not null
+    )
+    select coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('at', e.at, 'event', e.event) || e.detail)
+                              order by e.at, e.place), '[]')
+      from event e
+$$;
+
+select affiliate.operation('affiliate_order_list', actors => '{affiliate}', while_suspended => true);
+
+create function affiliate.api_affiliate_order_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request, '{merchant,campaign,link,state,currency,from,to}');
+    perform affiliate.form_field(p_request, 'state', 20, '^(pending|approved|payable|cancelled|refunded|review|rejected)$',
+                                 'must be pending, approved, payable, cancelled, refunded, review or rejected');
+    return query select affiliate.page(p_actor, p_request,
+        format('select n, n.order_no, n.reported_at from affiliate.order_now n where %s', concat_ws(' and ',
+            format('n.affiliate_id = %s and n.livemode = %L', p_actor.affiliate_id, p_actor.livemode),
+            'n.merchant_id = ' || affiliate.id_field(p_request, 'merchant'),
+            'n.campaign_id = ' || affiliate.id_field(p_request, 'campaign'),
+            'n.link_id = ' || affiliate.id_field(p_request, 'link'),
+            'affiliate.order_state(n) = ' || quote_literal(p_request ->> 'state'),
+            'coalesce(n.currency, n.posted_currency) = ' || quote_literal(affiliate.currency_field(p_request, 'currency')),
+            'affiliate.utc_day(n.reported_at) >= ' || quote_literal(affiliate.date_field(p_request, 'from')),
+            'affiliate.utc_day(n.reported_at) <= ' || quote_literal(affiliate.date_field(p_request, 'to')))),
+        'affiliate.affiliate_order_json(x.n)', '{-order_no bigint,reported_at timestamptz}', 'order_no bigint');
+end
+$$;
+
+select affiliate.operation('affiliate_order_show', actors => '{affiliate}', while_suspended => true);
+
+create function affiliate.api_affiliate_order_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{order_no}');
+    return query select affiliate.answer_object(
+        (select affiliate.affiliate_order_json(n)
+                || jsonb_build_object(
+                       'sub_ids', coalesce((select to_jsonb(c.sub_ids) from affiliate.click c
+                                             where c.id = n.click_id and c.merchant_id = n.merchant_id), '[]'),
+                       'timeline', affiliate.order_story(n, true))
+           from affiliate.order_now n
+          where n.affiliate_id = p_actor.affiliate_id
+            and n.livemode = p_actor.livemode
+            and n.order_no = affiliate.path_id(p_request, 'order_no')));
+end
+$$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Balances
+-- ---------------------------------------------------------------------------------------------------------------
+
+-- Why an affiliate's payable balance at a merchant is below zero: the latest orders whose commission was payable and was taken back.
+create function affiliate.negative_json(p_affiliate_id bigint, p_merchant_id bigint, p_livemode boolean, p_currency text)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object(
+               'sentence', 'More commission was taken back than was payable: it is set off against what you earn next at this merchant.',
+               'orders', coalesce((
+                   select jsonb_agg(jsonb_build_object(
+                              'order_no', x.order_no, 'state', x.state, 'taken', affiliate.amount_text(x.taken, k.decimals))
+                              order by x.order_no desc)
+                     from (select n.order_no, affiliate.order_state(n) as state, i.commission_minor - n.posted_commission_minor as taken
+                             from affiliate.order_now n
+                            cross join lateral (
+                                      select max(i.commission_minor) as commission_minor
+                                        from affiliate.release_item i
+                                       where i.merchant_id = n.merchant_id and i.order_no = n.order_no
+                                  ) i
+                            where n.affiliate_id = p_affiliate_id
+                              and n.merchant_id = p_merchant_id
+                              and n.livemode = p_livemode
+                              and n.posted_currency = p_currency
+                              and i.commission_minor > n.posted_commission_minor
+                            order by n.order_no desc
+                            limit 10) x), '[]'))
+      from affiliate.currency k
+     where k.currency = p_currency
+$$;
+
+-- What an affiliate has at merchants, currency by currency: a row of the currency with each merchant's part.
+create function affiliate.wallet_rows(p_affiliate_id bigint, p_livemode boolean)
+returns setof jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    with part as (
+        select a.merchant_id, a.currency, k.decimals,
+               coalesce(sum(a.credits_minor - a.debits_minor) filter (where a.kind = 'pending'), 0) as pending,
+               coalesce(sum(a.credits_minor - a.debits_minor) filter (where a.kind = 'payable'), 0) as payable,
+               coalesce(sum(a.credits_minor - a.debits_minor) filter (where a.kind = 'in_payout'), 0) as in_payout,
+               coalesce(sum(a.credits_minor - a.debits_minor) filter (where a.kind = 'paid'), 0) as paid
+          from affiliate.account a
+          join affiliate.currency k using (currency)
+         where a.owner = 'affiliate'
+           and a.owner_id = p_affiliate_id
+           and a.livemode = p_livemode
+         group by a.merchant_id, a.currency, k.decimals
+    ),
+    due as (
+        select h.currency, affiliate.utc_day(h.due_at) as day, count(*) as orders, sum(h.commission_minor) as commission
+          from affiliate.hold h
+         where h.affiliate_id = p_affiliate_id
+           and h.livemode = p_livemode
+           and h.due_at < now() + interval '31 days'
+         group by 1, 2
+    )
+    select jsonb_build_object(
+               'currency', p.currency,
+               'livemode', p_livemode,
+               'pending', affiliate.amount_text(sum(p.pending), p.decimals),
+               'payable', affiliate.amount_text(sum(p.payable), p.decimals),
+               'in_payout', affiliate.amount_text(sum(p.in_payout), p.decimals),
+               'paid', affiliate.amount_text(sum(p.paid), p.decimals),
+               'negative', affiliate.amount_text(coalesce(sum(p.payable) filter (where p.payable < 0), 0), p.decimals),
+               'next_payable_at', (select min(h.due_at) from affiliate.hold h
+                                    where h.affiliate_id = p_affiliate_id and h.livemode = p_livemode and h.currency = p.currency),
+               'maturing', coalesce((select jsonb_agg(jsonb_build_object(
+                                                'day', d.day, 'orders', d.orders,
+                                                'commission', affiliate.amount_text(d.commission, p.decimals)) order by d.day)
+                                       from due d
+                                      where d.currency = p.currency), '[]'),
+               'merchants', jsonb_agg(jsonb_build_object(
+                   'merchant', p.merchant_id,
+                   'merchant_name', (select m.name from affiliate.merchant m where m.merchant_id = p.merchant_id),
+                   'pending', affiliate.amount_text(p.pending, p.decimals),
+                   'payable', affiliate.amount_text(p.payable, p.decimals),
+                   'in_payout', affiliate.amount_text(p.in_payout, p.decimals),
+                   'paid', affiliate.amount_text(p.paid, p.decimals),
+                   'negative', case when p.payable < 0
+                                    then affiliate.negative_json(p_affiliate_id, p.merchant_id, p_livemode, p.currency) end)
+                   order by p.merchant_id))
+      from part p
+     group by p.currency, p.decimals
+     order by p.currency
+$$;
+
+select affiliate.operation('wallet_list', actors => '{affiliate}', while_suspended => true);
+
+create function affiliate.api_wallet_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request,
+        'select w, w ->> ''currency'' as currency from affiliate.wallet_rows($1.affiliate_id, $1.livemode) w', 'x.w',
+        '{currency text}', 'currency text');
+end
+$$;
+
+-- What a merchant owes, and what it will if nothing is cancelled, currency by currency.
+create function affiliate.owed_rows(p_merchant_id bigint, p_livemode boolean)
+returns setof jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object(
+               'currency', a.currency,
+               'livemode', p_livemode,
+               'accrued', affiliate.amount_text(
+                   coalesce(sum(a.debits_minor - a.credits_minor) filter (where a.owner = 'merchant' and a.kind = 'accrued'), 0), k.decimals),
+               'owed', affiliate.amount_text(
+                   coalesce(sum(a.debits_minor - a.credits_minor) filter (where a.owner = 'merchant' and a.kind = 'owed'), 0), k.decimals),
+               'commission_pending', affiliate.amount_text(
+                   coalesce(sum(a.credits_minor - a.debits_minor) filter (where a.owner = 'affiliate' and a.kind = 'pending'), 0), k.decimals),
+               'commission_payable', affiliate.amount_text(
+                   coalesce(sum(a.credits_minor - a.debits_minor) filter (where a.owner = 'affiliate' and a.kind = 'payable'), 0), k.decimals),
+               'fee_pending', affiliate.amount_text(
+                   coalesce(sum(a.credits_minor - a.debits_minor) filter (where a.kind = 'fee_pending'), 0), k.decimals),
+               'fee_earned', affiliate.amount_text(
+                   coalesce(sum(a.credits_minor - a.debits_minor) filter (where a.kind = 'fee_earned'), 0), k.decimals))
+      from affiliate.account a
+      join affiliate.currency k using (currency)
+     where a.merchant_id = p_merchant_id
+       and a.livemode = p_livemode
+     group by a.currency, k.decimals
+     order by a.currency
+$$;
+
+select affiliate.operation('owed_list', actors => '{merchant,key,admin}');
+
+create function affiliate.api_owed_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request,
+        'select w, w ->> ''currency'' as currency from affiliate.owed_rows($1.merchant_id, $1.livemode) w', 'x.w',
+        '{currency text}', 'currency text');
+end
+$$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Statements
+-- ---------------------------------------------------------------------------------------------------------------
+
+-- The accounts that a statement is about: an affiliate's at all merchants, or the merchant's own. What it shows is positive where
+-- money is as it should be: an affiliate's is what it is owed, a merchant's what it owes.
+create function affiliate.statement_accounts(p_actor affiliate.actor)
+returns table (merchant_id bigint, account_id bigint, currency text, kind text, sign integer, balance numeric)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select a.merchant_id, a.account_id, a.currency, a.kind,
+           case when a.owner = 'merchant' then -1 else 1 end,
+           (a.credits_minor - a.debits_minor) * case when a.owner = 'merchant' then -1 else 1 end
+      from affiliate.account a
+     where a.livemode = p_actor.livemode
+       and case when p_actor.kind = 'affiliate' then a.owner = 'affiliate' and a.owner_id = p_actor.affiliate_id
+                else a.owner = 'merchant' and a.merchant_id = p_actor.merchant_id end
+$$;
+
+-- What moved on these accounts since a time.
+create function affiliate.statement_postings(p_actor affiliate.actor, p_since timestamptz)
+returns table (merchant_id bigint, cause_kind smallint, cause_id bigint, cause_revision integer, code smallint, created_at timestamptz,
+               currency text, kind text, amount numeric)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+set work_mem = '64MB'
+set jit = off
+as $$
+    select t.merchant_id, t.cause_kind, t.cause_id, t.cause_revision, t.code, t.created_at, a.currency, a.kind,
+           a.sign * case when t.credit_account = a.account_id then t.amount_minor else - t.amount_minor end::numeric
+      from affiliate.statement_accounts(p_actor) a
+      join affiliate.transfer t
+        on t.merchant_id = a.merchant_id
+       and a.account_id in (t.debit_account, t.credit_account)
+     where t.created_at >= p_since
+$$;
+
+-- A month's statement, currency by currency and account by account: what there was, what moved for what, what there is then.
+-- What there was is what there is now less all that moved since: the ledger itself, to the last unit.
+create function affiliate.statement_rows(p_actor affiliate.actor, p_since timestamptz, p_until timestamptz)
+returns setof jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    with posting as materialized (
+        select *
+          from affiliate.statement_postings(p_actor, p_since)
+    ),
+    account as (
+        select a.currency, a.kind, sum(a.balance) as balance
+          from affiliate.statement_accounts(p_actor) a
+         group by a.currency, a.kind
+    ),
+    moved as (
+        select p.currency, p.kind, sum(p.amount) as since,
+               coalesce(sum(p.amount) filter (where p.created_at < p_until), 0) as amount
+          from posting p
+         group by p.currency, p.kind
+    ),
+    by_code as (
+        select p.currency, p.kind, p.code, count(*) as lines, sum(p.amount) as amount
+          from posting p
+         where p.created_at < p_until
+         group by p.currency, p.kind, p.code
+    )
+    select jsonb_build_object(
+               'currency', a.currency,
+               'livemode', p_actor.livemode,
+               'from', p_since,
+               'until', p_until,
+               -- Postings carry the time at which their transaction began.
+               'final', now() > p_until + interval '1 hour',
+               'accounts', jsonb_object_agg(a.kind, jsonb_build_object(
+                   'opening', affiliate.amount_text(a.balance - coalesce(m.since, 0), k.decimals),
+                   'moved', affiliate.amount_text(coalesce(m.amount, 0), k.decimals),
+                   'closing', affiliate.amount_text(a.balance - coalesce(m.since, 0) + coalesce(m.amount, 0), k.decimals),
+                   'by', coalesce((select jsonb_agg(jsonb_build_object(
+                                              'code', n.name, 'sentence', n.sentence, 'lines', c.lines,
+                                              'amount', affiliate.amount_text(c.amount, k.decimals)) order by c.code)
+                                     from by_code c
+                                     join affiliate.transfer_code n using (code)
+                                    where c.currency = a.currency and c.kind = a.kind), '[]'))))
+      from account a
+      join affiliate.currency k using (currency)
+      left join moved m using (currency, kind)
+     group by a.currency
+     order by a.currency
+$$;
+
+-- The lines of a month's statement, one a posting. A release is one line, however many orders it was of.
+create function affiliate.statement_lines(p_actor affiliate.actor, p_since timestamptz, p_until timestamptz)
+returns table (line text, at timestamptz, json jsonb)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select format('%s-%s-%s-%s-%s-%s', p.merchant_id, p.cause_kind, p.cause_id, p.cause_revision, p.code, p.kind),
+           p.created_at,
+           jsonb_build_object(
+               'at', p.created_at,
+               'merchant', p.merchant_id,
+               'code', n.name,
+               'sentence', n.sentence,
+               'account', p.kind,
+               'amount', affiliate.amount_text(p.amount, k.decimals),
+               'currency', p.currency,
+               'order_no', case when p.cause_kind = 1 then p.cause_id end,
+               'release', case when p.cause_kind = 2 then p.cause_id end)
+           || case when p_actor.kind = 'affiliate' then '{}' else jsonb_build_object(
+               'order', (select o.order_id from affiliate.order_fact o
+                          where p.cause_kind = 1 and o.merchant_id = p.merchant_id and o.order_no = p.cause_id)) end
+      from affiliate.statement_postings(p_actor, p_since) p
+      join affiliate.transfer_code n using (code)
+      join affiliate.currency k using (currency)
+     where p.created_at < p_until
+$$;
+
+create function affiliate.statement(p_actor affiliate.actor, p_request jsonb, p_lines boolean)
+returns setof jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    month record;
+begin
+    perform affiliate.check_page(p_request, '{month}');
+    select * into month from affiliate.month_field(p_request, 'month');
+    return query select affiliate.page(p_actor, p_request,
+        case when p_lines then format('select l.* from affiliate.statement_lines($1, %L, %L) l', month.since, month.until)
+             else format('select s as json, s ->> ''currency'' as line from affiliate.statement_rows($1, %L, %L) s', month.since, month.until) end,
+        'x.json', case when p_lines then '{at timestamptz}'::text[] else '{line text}' end, 'line text');
+end
+$$;
+
+select affiliate.operation(o, actors => '{affiliate}', while_suspended => true)
+  from unnest('{affiliate_statement_list,affiliate_statement_line_list}'::text[]) o;
+select affiliate.operation(o, actors => '{merchant,key,admin}')
+  from unnest('{statement_list,statement_line_list}'::text[]) o;
+
+create function affiliate.api_affiliate_statement_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.statement(p_actor, p_request, false)
+$$;
+
+create function affiliate.api_affiliate_statement_line_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.statement(p_actor, p_request, true)
+$$;
+
+create function affiliate.api_statement_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.statement(p_actor, p_request, false)
+$$;
+
+create function affiliate.api_statement_line_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.statement(p_actor, p_request, true)
+$$;
+
+select affiliate.seal_operations();
