@@ -541,11 +541,11 @@ language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
     with event as (
-        select o.clicked_at as at, 1 as place, 'click' as event,
+        select o.clicked_at as at, 1 as place, 0::bigint as step, 'click' as event,
                jsonb_build_object('verdict', affiliate.verdict_name(o.verdict)) as detail
          where o.link_id is not null
         union all
-        select c.effective_at, 2, affiliate.status_name(c.status),
+        select c.effective_at, 2, c.conversion_id, affiliate.status_name(c.status),
                jsonb_build_object('amount', affiliate.amount_text(c.amount_minor, k.decimals), 'currency', c.currency,
                                   'reason', c.reason)
                || case when p_affiliate then '{}' else jsonb_build_object(
@@ -558,13 +558,13 @@ as $$
            and c.order_id = o.order_id
            and not c.waiting
         union all
-        select f.reviewed_at, 3, 'review', jsonb_build_object('decision', f.review_decision, 'reason', f.review_reason)
+        select f.reviewed_at, 3, 0, 'review', jsonb_build_object('decision', f.review_decision, 'reason', f.review_reason)
           from affiliate.order_fact f
          where f.merchant_id = o.merchant_id
            and f.order_no = o.order_no
            and f.reviewed_at is not null
         union all
-        select t.created_at, 4, n.name,
+        select t.created_at, 4, t.cause_revision, n.name,
                jsonb_build_object('amount', affiliate.amount_text(t.amount_minor, k.decimals), 'currency', t.currency)
           from affiliate.transfer t
           join affiliate.transfer_code n using (code)
@@ -574,7 +574,7 @@ as $$
            and t.cause_id = o.order_no
            and (not p_affiliate or t.code in (1, 3))
         union all
-        select r.released_at, 5, 'payable',
+        select r.released_at, 5, i.revision, 'payable',
                jsonb_build_object('amount', affiliate.amount_text(i.commission_minor, k.decimals), 'currency', r.currency)
           from affiliate.release_item i
           join affiliate.release r using (merchant_id, release_id)
@@ -582,7 +582,7 @@ as $$
          where i.merchant_id = o.merchant_id
            and i.order_no = o.order_no
         union all
-        select o.due_at, 5, 'payable',
+        select o.due_at, 5, 0, 'payable',
                jsonb_build_object('amount', affiliate.amount_text(o.posted_commission_minor, k.decimals),
                                   'currency', o.posted_currency, 'expected', true)
           from affiliate.currency k
@@ -590,7 +590,7 @@ as $$
            and o.due_at is not null
     )
     select coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('at', e.at, 'event', e.event) || e.detail)
-                              order by e.at, e.place), '[]')
+                              order by e.at, e.place, e.step), '[]')
       from event e
 $$;
 
