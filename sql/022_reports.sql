@@ -397,7 +397,7 @@ return (select coalesce(jsonb_agg(name order by bit), '[]')
          where p_reasons & (1 << (bit::integer - 1)) <> 0);
 
 -- Of the visitor an affiliate is told no more than that he came; a merchant, with what.
-create function affiliate.click_json(c affiliate.click, p_affiliate boolean)
+create function affiliate.click_json(c affiliate.click_seen, p_affiliate boolean)
 returns jsonb
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
@@ -450,7 +450,7 @@ begin
     end if;
 
     return query select affiliate.page(p_actor, p_request,
-        format('select c, c.id from affiliate.click c where c.id >= %L and c.id < %L and %s',
+        format('select c, c.id from affiliate.click_seen c where c.id >= %L and c.id < %L and %s',
                affiliate.day_bound(days.first), affiliate.day_bound(days.last + 1),
                concat_ws(' and ', conditions,
                    'verdict = ' || (array_position('{valid,duplicate,suspect,prefetch,preview,bot}'::text[], verdict) - 1),
@@ -631,7 +631,7 @@ begin
     return query select affiliate.answer_object(
         (select affiliate.affiliate_order_json(n)
                 || jsonb_build_object(
-                       'sub_ids', coalesce((select to_jsonb(c.sub_ids) from affiliate.click c
+                       'sub_ids', coalesce((select to_jsonb(c.sub_ids) from affiliate.click_seen c
                                              where c.id = n.click_id and c.merchant_id = n.merchant_id), '[]'),
                        'timeline', affiliate.order_story(n, true))
            from affiliate.order_now n
