@@ -32,7 +32,7 @@ create table affiliate.click_day (
     prefetch        bigint not null,
     preview         bigint not null,
     bot             bigint not null
-) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+) with (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 create index click_day_affiliate on affiliate.click_day (affiliate_id, livemode, day);
 alter table affiliate.click_day
@@ -53,7 +53,7 @@ create table affiliate.click_link_day (
     prefetch        bigint not null,
     preview         bigint not null,
     bot             bigint not null
-) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+) with (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 create index click_link_day_affiliate on affiliate.click_link_day (affiliate_id, livemode, day);
 alter table affiliate.click_link_day
@@ -75,7 +75,7 @@ create table affiliate.click_sub_day (
     prefetch        bigint not null,
     preview         bigint not null,
     bot             bigint not null
-) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+) with (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 create index click_sub_day_affiliate on affiliate.click_sub_day (affiliate_id, livemode, day);
 alter table affiliate.click_sub_day
@@ -96,18 +96,15 @@ returns date
 language sql immutable parallel safe
 return (p_at at time zone 'UTC')::date;
 
--- Counts clicks, for whoever writes them, in their transaction and as late in it as can be: rows are locked from here on.
--- Each place of the arrays is a number of clicks that have all else in common; days are counted from 1970-01-01.
-create function affiliate.count_clicks(
+-- Counting clicks, for whoever writes them, in their transaction and as late in it as can be: rows are locked from here on. By
+-- links, then by sub-ids, then by days. Each place of the arrays is a number of clicks that have all else in common, and what they
+-- have in common is at no other place; days are counted from 1970-01-01.
+create function affiliate.count_link_clicks(
     p_day integer[], p_merchant bigint[], p_livemode boolean[], p_campaign bigint[], p_affiliate bigint[], p_link bigint[],
-    p_sub_id text[], p_valid bigint[], p_duplicate bigint[], p_suspect bigint[], p_prefetch bigint[], p_preview bigint[],
-    p_bot bigint[])
+    p_valid bigint[], p_duplicate bigint[], p_suspect bigint[], p_prefetch bigint[], p_preview bigint[], p_bot bigint[])
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
-set enable_seqscan = off
-set enable_nestloop = off
-set enable_mergejoin = off
 set plan_cache_mode = force_generic_plan
 set work_mem = '64MB'
 set jit = off
@@ -116,11 +113,10 @@ begin
     insert into affiliate.click_link_day as t
           (merchant_id, livemode, day, link_id, campaign_id, affiliate_id, valid, duplicate, suspect, prefetch, preview, bot)
     select e.merchant_id, e.livemode, date '1970-01-01' + e.day, e.link_id, e.campaign_id, e.affiliate_id,
-           sum(e.valid), sum(e.duplicate), sum(e.suspect), sum(e.prefetch), sum(e.preview), sum(e.bot)
+           e.valid, e.duplicate, e.suspect, e.prefetch, e.preview, e.bot
       from unnest(p_day, p_merchant, p_livemode, p_campaign, p_affiliate, p_link, p_valid, p_duplicate, p_suspect, p_prefetch,
                   p_preview, p_bot)
            as e(day, merchant_id, livemode, campaign_id, affiliate_id, link_id, valid, duplicate, suspect, prefetch, preview, bot)
-     group by e.merchant_id, e.livemode, e.day, e.link_id, e.campaign_id, e.affiliate_id
      order by e.merchant_id, e.livemode, e.day, e.link_id, e.campaign_id, e.affiliate_id
         on conflict (merchant_id, livemode, day, link_id, campaign_id, affiliate_id) do update
        set valid = t.valid + excluded.valid,
@@ -129,20 +125,27 @@ begin
            prefetch = t.prefetch + excluded.prefetch,
            preview = t.preview + excluded.preview,
            bot = t.bot + excluded.bot;
+end
+$$;
 
-    if array_remove(p_sub_id, null) <> '{}' then
-        perform affiliate.count_sub_ids(p_day, p_merchant, p_livemode, p_campaign, p_affiliate, p_link, p_sub_id, p_valid,
-                                        p_duplicate, p_suspect, p_prefetch, p_preview, p_bot);
-    end if;
-
+create function affiliate.count_day_clicks(
+    p_day integer[], p_merchant bigint[], p_livemode boolean[], p_campaign bigint[], p_affiliate bigint[],
+    p_valid bigint[], p_duplicate bigint[], p_suspect bigint[], p_prefetch bigint[], p_preview bigint[], p_bot bigint[])
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set plan_cache_mode = force_generic_plan
+set work_mem = '64MB'
+set jit = off
+as $$
+begin
     insert into affiliate.click_day as t
           (merchant_id, livemode, day, campaign_id, affiliate_id, valid, duplicate, suspect, prefetch, preview, bot)
     select e.merchant_id, e.livemode, date '1970-01-01' + e.day, e.campaign_id, e.affiliate_id,
-           sum(e.valid), sum(e.duplicate), sum(e.suspect), sum(e.prefetch), sum(e.preview), sum(e.bot)
+           e.valid, e.duplicate, e.suspect, e.prefetch, e.preview, e.bot
       from unnest(p_day, p_merchant, p_livemode, p_campaign, p_affiliate, p_valid, p_duplicate, p_suspect, p_prefetch,
                   p_preview, p_bot)
            as e(day, merchant_id, livemode, campaign_id, affiliate_id, valid, duplicate, suspect, prefetch, preview, bot)
-     group by e.merchant_id, e.livemode, e.day, e.campaign_id, e.affiliate_id
      order by e.merchant_id, e.livemode, e.day, e.campaign_id, e.affiliate_id
         on conflict (merchant_id, livemode, day, campaign_id, affiliate_id) do update
        set valid = t.valid + excluded.valid,
@@ -154,9 +157,10 @@ begin
 end
 $$;
 
--- The part of count_clicks() that has sub-ids. The links' rows are locked, so what is read here of their sub-ids is final: a
--- sub-id that is new gets a row of its own while there is room, in the order of their texts.
-create function affiliate.count_sub_ids(
+-- Of clicks that have a sub-id. The links' rows are locked, so what is read here of their sub-ids is final: a sub-id that is new
+-- gets a row of its own while there is room, in the order of their texts. Here the same sub-id may be at several places: what
+-- was no UTF-8 may have become the same text.
+create function affiliate.count_sub_clicks(
     p_day integer[], p_merchant bigint[], p_livemode boolean[], p_campaign bigint[], p_affiliate bigint[], p_link bigint[],
     p_sub_id text[], p_valid bigint[], p_duplicate bigint[], p_suspect bigint[], p_prefetch bigint[], p_preview bigint[],
     p_bot bigint[])
@@ -180,7 +184,6 @@ begin
                       p_prefetch, p_preview, p_bot)
                as e(day, merchant_id, livemode, campaign_id, affiliate_id, link_id, sub_id, valid, duplicate, suspect,
                     prefetch, preview, bot)
-         where e.sub_id is not null
          group by 1, 2, 3, 4, 5, 6, 7
     ),
     known as materialized (
@@ -253,12 +256,11 @@ language plpgsql
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
-    perform affiliate.count_clicks(
-                array_agg(c.day), array_agg(c.merchant_id), array_agg(c.livemode), array_agg(c.campaign_id),
-                array_agg(c.affiliate_id), array_agg(c.link_id), array_agg(c.sub_id), array_agg(c.valid),
-                array_agg(c.duplicate), array_agg(c.suspect), array_agg(c.prefetch), array_agg(c.preview), array_agg(c.bot))
-       from (select affiliate.utc_day(affiliate.click_time(a.id)) - date '1970-01-01' as day,
-                    a.merchant_id, a.livemode, a.campaign_id, a.affiliate_id, a.link_id, nullif(a.sub_ids[1], '') as sub_id,
+    perform affiliate.count_link_clicks(
+                array_agg(c.day), array_agg(c.merchant_id), array_agg(c.livemode), array_agg(c.campaign_id), array_agg(c.affiliate_id), array_agg(c.link_id),
+                array_agg(c.valid), array_agg(c.duplicate), array_agg(c.suspect), array_agg(c.prefetch), array_agg(c.preview),
+                array_agg(c.bot))
+       from (select affiliate.utc_day(affiliate.click_time(a.id)) - date '1970-01-01' as day, a.merchant_id, a.livemode, a.campaign_id, a.affiliate_id, a.link_id,
                     count(*) filter (where a.verdict = 0) as valid,
                     count(*) filter (where a.verdict = 1) as duplicate,
                     count(*) filter (where a.verdict = 2) as suspect,
@@ -266,7 +268,36 @@ begin
                     count(*) filter (where a.verdict = 4) as preview,
                     count(*) filter (where a.verdict = 5) as bot
                from added a
+              group by 1, 2, 3, 4, 5, 6) c
+     having count(*) > 0;
+    perform affiliate.count_sub_clicks(
+                array_agg(c.day), array_agg(c.merchant_id), array_agg(c.livemode), array_agg(c.campaign_id), array_agg(c.affiliate_id), array_agg(c.link_id), array_agg(c.sub_id),
+                array_agg(c.valid), array_agg(c.duplicate), array_agg(c.suspect), array_agg(c.prefetch), array_agg(c.preview),
+                array_agg(c.bot))
+       from (select affiliate.utc_day(affiliate.click_time(a.id)) - date '1970-01-01' as day, a.merchant_id, a.livemode, a.campaign_id, a.affiliate_id, a.link_id, a.sub_ids[1] as sub_id,
+                    count(*) filter (where a.verdict = 0) as valid,
+                    count(*) filter (where a.verdict = 1) as duplicate,
+                    count(*) filter (where a.verdict = 2) as suspect,
+                    count(*) filter (where a.verdict = 3) as prefetch,
+                    count(*) filter (where a.verdict = 4) as preview,
+                    count(*) filter (where a.verdict = 5) as bot
+               from added a
+              where a.sub_ids[1] <> ''
               group by 1, 2, 3, 4, 5, 6, 7) c
+     having count(*) > 0;
+    perform affiliate.count_day_clicks(
+                array_agg(c.day), array_agg(c.merchant_id), array_agg(c.livemode), array_agg(c.campaign_id), array_agg(c.affiliate_id),
+                array_agg(c.valid), array_agg(c.duplicate), array_agg(c.suspect), array_agg(c.prefetch), array_agg(c.preview),
+                array_agg(c.bot))
+       from (select affiliate.utc_day(affiliate.click_time(a.id)) - date '1970-01-01' as day, a.merchant_id, a.livemode, a.campaign_id, a.affiliate_id,
+                    count(*) filter (where a.verdict = 0) as valid,
+                    count(*) filter (where a.verdict = 1) as duplicate,
+                    count(*) filter (where a.verdict = 2) as suspect,
+                    count(*) filter (where a.verdict = 3) as prefetch,
+                    count(*) filter (where a.verdict = 4) as preview,
+                    count(*) filter (where a.verdict = 5) as bot
+               from added a
+              group by 1, 2, 3, 4, 5) c
      having count(*) > 0;
     return null;
 end
@@ -1600,7 +1631,7 @@ select affiliate.enter_as_owner('affiliate.resolve_waiting(integer)', 'affiliate
 select affiliate.enter_as_owner(p.oid::regprocedure)
   from pg_catalog.pg_proc p
  where p.pronamespace = 'affiliate'::regnamespace
-   and p.proname in ('count_clicks', 'count_added_clicks');
+   and p.proname in ('count_link_clicks', 'count_sub_clicks', 'count_day_clicks', 'count_added_clicks');
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- What is there already

@@ -24,9 +24,10 @@ declare
     key text := (select conname from pg_constraint where conrelid = 'affiliate.hold'::regclass and contype = 'p');
 begin
     execute format('alter table affiliate.hold drop constraint %I', key);
-    insert into affiliate.hold (merchant_id, order_no, due_at, affiliate_id, commission_minor, fee_minor, revision, livemode, currency)
+    insert into affiliate.hold (merchant_id, order_no, due_at, affiliate_id, commission_minor, fee_minor, revision, livemode, currency,
+                                day, campaign_id, link_id)
     select 710000 + n % 50, 7000000000000 + n, now() + interval '1 day' + n * 7919 % 2592000 * interval '1 second',
-           720000 + n * 7 % 200, 100, 20, 1, true, 'NPR'
+           720000 + n * 7 % 200, 100, 20, 1, true, 'NPR', affiliate.utc_day(now()), 710000 + n % 50, 1
       from generate_series(p_first, p_count) n;
     execute format('alter table affiliate.hold add constraint %I primary key (due_at, merchant_id, order_no)', key);
     commit;
@@ -86,8 +87,10 @@ begin
       join affiliate.account c on c.merchant_id = o.merchant_id and c.livemode and c.owner = leg.owner and c.kind = leg.kind
                               and c.owner_id = leg.owner_id;
 
-    insert into affiliate.hold (merchant_id, order_no, due_at, affiliate_id, commission_minor, fee_minor, revision, livemode, currency)
-    select merchant_id, order_no, approved_at + interval '720 hours', affiliate_id, commission, fee, 1, true, 'NPR'
+    insert into affiliate.hold (merchant_id, order_no, due_at, affiliate_id, commission_minor, fee_minor, revision, livemode, currency,
+                                day, campaign_id, link_id)
+    select merchant_id, order_no, approved_at + interval '720 hours', affiliate_id, commission, fee, 1, true, 'NPR',
+           affiliate.utc_day(approved_at), merchant_id, 1
       from bench_due;
     commit;
 end
