@@ -4,7 +4,7 @@
  * signature and rate, its events, and the answer.
  */
 
-#include "ngx_http_affiliate_call.h"
+#include "ngx_http_affiliate_refusal.h"
 
 #include "../protocol/api_key.h"
 #include "../protocol/signature.h"
@@ -14,7 +14,8 @@
 #include <openssl/sha.h>
 
 
-#define NGX_HTTP_AFFILIATE_JSON_DEPTH  8
+#define NGX_HTTP_AFFILIATE_JSON_DEPTH    8
+#define NGX_HTTP_AFFILIATE_JSON_EXCERPT  24  /* bytes up to a fault */
 
 
 static void ngx_http_affiliate_call_cleanup(void *data);
@@ -377,6 +378,8 @@ ngx_http_affiliate_call_authenticate(ngx_http_affiliate_call_t *call,
         return ngx_http_affiliate_call_bad_signature(call);
     }
 
+    call->authentic = 1;
+
     if (call->alcf->key_rate && call->amcf->replay) {
         SHA256(call->key_id.data, call->key_id.len, expected);
         ngx_memcpy(&hash, expected, sizeof(hash));
@@ -602,6 +605,13 @@ ngx_http_affiliate_call_malformed_json(ngx_http_affiliate_call_t *call,
         break;
     }
 
+    call->excerpt.len = ngx_min((size_t) ngx_max(error->position, 0),
+                                call->body.len);
+    call->excerpt.data = call->body.data + call->excerpt.len;
+    call->excerpt.len = ngx_min(call->excerpt.len,
+                                NGX_HTTP_AFFILIATE_JSON_EXCERPT);
+    call->excerpt.data -= call->excerpt.len;
+
     ngx_memzero(&members, sizeof(members));
     members.pool = call->request->pool;
 
@@ -752,6 +762,7 @@ ngx_http_affiliate_call_event(ngx_http_affiliate_call_t *call,
                                             &ngx_http_affiliate_call_faults);
 
     if (*result != NGX_HTTP_AFFILIATE_EVENT_OK) {
+        call->faults = &ngx_http_affiliate_call_faults;
         call->refused++;
         return NGX_DECLINED;
     }
@@ -854,6 +865,8 @@ ngx_http_affiliate_call_result(ngx_http_affiliate_call_t *call,
 
     problem = ngx_http_affiliate_call_problems[result];
 
+    ngx_http_affiliate_refusal_event(call, problem, json, position);
+
     ngx_http_affiliate_text_printf(text, ",\"status\":%ui,\"code\":\"%s\"",
                                    ngx_http_affiliate_problem_status(problem),
                                    ngx_http_affiliate_problem_code(problem));
@@ -911,6 +924,7 @@ ngx_http_affiliate_call_settle(ngx_http_affiliate_call_t *call)
     }
 
     if (call->recalled == NGX_OK) {
+        ngx_http_affiliate_refusal_repeated(call);
         return ngx_http_affiliate_call_answer(call);
     }
 

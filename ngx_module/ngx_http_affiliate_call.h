@@ -54,6 +54,10 @@ struct ngx_http_affiliate_call_s {
     ngx_int_t                            recalled;     /* as replay_find() */
 
     json_t                              *json;
+    ngx_http_affiliate_event_errors_t   *faults;       /* of the event at hand,
+                                                          or NULL */
+    ngx_str_t                            excerpt;      /* of the body, where it
+                                                          is no JSON */
     ngx_http_affiliate_step_pt           step;         /* after parking */
     ngx_event_t                          timer;
     ngx_http_affiliate_waiter_t          waiter;
@@ -64,6 +68,8 @@ struct ngx_http_affiliate_call_s {
     size_t                               room;         /* of body.data */
     unsigned                             own_body:1;   /* read by us alone */
     unsigned                             parked:1;
+    unsigned                             authentic:1;  /* its signature is
+                                                          right */
     unsigned                             durable:1;    /* all events */
 };
 

@@ -4,8 +4,7 @@
  * the status's; what a program should look at is "code".
  */
 
-#include "ngx_http_affiliate.h"
-#include "ngx_http_affiliate_problem.h"
+#include "ngx_http_affiliate_refusal.h"
 
 
 typedef struct {
@@ -99,6 +98,8 @@ ngx_http_affiliate_problem(ngx_http_request_t *r,
     kind = &ngx_http_affiliate_problem_kinds[problem];
 
     ngx_http_affiliate_stat_inc(conversions[kind->counter]);
+
+    ngx_http_affiliate_refusal_add(r, problem, detail);
 
     if (kind->status == NGX_HTTP_UNAUTHORIZED
         && ngx_http_affiliate_answer_header(r, "WWW-Authenticate", &challenge)

@@ -78,6 +78,9 @@
 #define NGX_HTTP_AFFILIATE_SPOOL_BATCHES      4096
 #define NGX_HTTP_AFFILIATE_SPOOL_BATCH_MAX    (AFF_BATCH_MAX / 2)
 #define NGX_HTTP_AFFILIATE_SPOOL_SPARES       4
+#define NGX_HTTP_AFFILIATE_SPOOL_SPARE        64   /* what may be lost is taken
+                                                      up to one in ... of the
+                                                      spool, a log */
 #define NGX_HTTP_AFFILIATE_SPOOL_GROUP        8    /* files of an fdatasync */
 #define NGX_HTTP_AFFILIATE_SPOOL_CHUNK        (256 * 1024)
 #define NGX_HTTP_AFFILIATE_SPOOL_PIECE        (128 * 1024)
@@ -560,6 +563,41 @@ ngx_http_affiliate_spool_reserve(ngx_http_affiliate_log_t *log, size_t size)
     }
 
     return log->pos;
+}
+
+
+u_char *
+ngx_http_affiliate_spool_reserve_spare(ngx_http_affiliate_log_t *log,
+    size_t size)
+{
+    off_t         held;
+    ngx_queue_t  *q;
+
+    /* another segment at hand, so that this takes nobody's last room */
+
+    if (log->ready == NULL
+        && (size_t) (log->end - log->pos)
+           < AFF_FRAME_MAX + aff_frame_length(size))
+    {
+        return NULL;
+    }
+
+    held = 0;
+
+    for (q = ngx_queue_head(&log->segments);
+         q != ngx_queue_sentinel(&log->segments);
+         q = ngx_queue_next(q))
+    {
+        held += log->size;
+
+        if (held > (off_t) (2 * log->size)
+            && held > log->conf->max_size / NGX_HTTP_AFFILIATE_SPOOL_SPARE)
+        {
+            return NULL;
+        }
+    }
+
+    return ngx_http_affiliate_spool_reserve(log, size);
 }
 
 

@@ -93,6 +93,13 @@ void ngx_http_affiliate_spool_close(ngx_http_affiliate_log_t *log);
 u_char *ngx_http_affiliate_spool_reserve(ngx_http_affiliate_log_t *log,
     size_t size);
 
+/*
+ * The same for what may be lost: NULL, counted and logged nowhere, unless the
+ * log has plenty of room and little that is not acknowledged.
+ */
+u_char *ngx_http_affiliate_spool_reserve_spare(ngx_http_affiliate_log_t *log,
+    size_t size);
+
 /* Records the reserved frame, and tells where it ends. */
 ngx_http_affiliate_position_t ngx_http_affiliate_spool_commit(
     ngx_http_affiliate_log_t *log, enum aff_frame_type type, u_char version,

@@ -28,6 +28,7 @@ enum aff_frame_type {
     AFF_FRAME_CONVERSION = 2,
     AFF_FRAME_BOUNDARY =
         3, /* closes a batch in the spool: payload u32 sequence, u32 records; never shipped */
+    AFF_FRAME_REFUSAL = 4, /* among conversions */
 };
 
 struct aff_frame {

@@ -1,6 +1,8 @@
 /*
  * Conversions: COPY into the session's stage, then one call of affiliate.apply_conversions(), which
- * decides everything. Between transactions, events that waited for their click are looked at again.
+ * decides everything. Refused calls come among them: they are kept until that is done, and go the
+ * same way to affiliate.apply_calls(). Between transactions, events that waited for their click are
+ * looked at again.
  */
 
 #include "worker/rows.h"
@@ -9,22 +11,27 @@
 #include <stdlib.h>
 
 #define CONVERSION_FIELDS 25
+#define REFUSAL_FIELDS    24
 #define PG_EPOCH_MS       946684800000LL /* 2000-01-01 in unix milliseconds */
 #define CONVERSION_MS_MAX (1LL << 48)    /* what a UUIDv7 can hold; later times are no times */
 
 struct conversions {
     struct copy_buffer rows;
+    struct copy_buffer refusals; /* rows of the transaction, which its bytes bound */
     bool open;
     int64_t next_resolve_ms;
 };
 
 static const char conversions_copy_sql[] =
     "copy pg_temp.conversion_stage (" CONVERSION_ROW_COLUMNS ") from stdin (format binary)";
+static const char refusals_copy_sql[] =
+    "copy pg_temp.call_stage (" REFUSAL_ROW_COLUMNS ") from stdin (format binary)";
 
 static bool
 conversions_prepare(struct stream *stream, struct pg_error *error)
 {
-    return pg_command(stream->pg, "select affiliate.conversion_stage()", error);
+    return pg_command(
+        stream->pg, "select affiliate.conversion_stage(), affiliate.call_stage()", error);
 }
 
 /* Names and ids are stored as they came or not at all: changing one would make it another's. */
@@ -146,6 +153,101 @@ conversions_put_row(uint8_t *p, const struct aff_batch *batch, int64_t record,
     return conversions_put_items(p, conversion);
 }
 
+static uint8_t *
+refusals_put_errors(uint8_t *p, const struct aff_refusal *refusal)
+{
+    uint8_t *begin;
+
+    if (refusal->errors_count == 0) {
+        return copy_put_null(copy_put_null(p));
+    }
+
+    begin = p;
+    p = copy_array_begin(p, COPY_OID_TEXT, refusal->errors_count, false);
+    for (unsigned i = 0; i < refusal->errors_count; i++) {
+        p = copy_put_sanitized(p, refusal->errors[i].pointer);
+    }
+    copy_array_end(begin, p);
+
+    begin = p;
+    p = copy_array_begin(p, COPY_OID_TEXT, refusal->errors_count, false);
+    for (unsigned i = 0; i < refusal->errors_count; i++) {
+        p = copy_put_sanitized(p, refusal->errors[i].rule);
+    }
+    copy_array_end(begin, p);
+
+    return p;
+}
+
+uint8_t *
+refusals_put_row(
+    uint8_t *p, const struct aff_batch *batch, int64_t record, const struct aff_refusal *refusal)
+{
+    p = copy_raw16(p, REFUSAL_FIELDS);
+    p = copy_put_int8(p, batch->spool_id);
+    p = copy_put_int8(p, batch->segment);
+    p = copy_put_int4(p, batch->sequence);
+    p = copy_put_int4(p, (uint32_t) record);
+    p = copy_put_int8(p, refusal->merchant_id);
+    p = copy_put_bool(p, refusal->livemode);
+    p = copy_put_bool(p, refusal->authentic);
+    p = copy_put_int2(p, refusal->source);
+    p = copy_put_int2(p, refusal->status);
+    p = copy_put_int4(p, refusal->position);
+    p = conversions_put_time(p, refusal->refused_ms);
+    p = copy_put_int8(p, refusal->body_bytes);
+    p = copy_put_bytes(p, refusal->body_hash, AFF_REFUSAL_HASH_BYTES);
+    p = copy_put_sanitized(p, refusal->key_id);
+    p = copy_put_optional(p, refusal->code);
+    p = copy_put_optional(p, refusal->detail);
+    p = copy_put_optional(p, refusal->idempotency_key);
+    p = copy_put_optional(p, refusal->order_id);
+    p = copy_put_optional(p, refusal->timestamp);
+    p = copy_put_optional(p, refusal->target);
+    p = copy_put_optional(p, refusal->request_id);
+    p = copy_put_optional(p, refusal->excerpt);
+    return refusals_put_errors(p, refusal);
+}
+
+static bool
+refusals_store_record(struct stream *stream, const struct entry *entry, int64_t record,
+    const struct aff_frame *frame, struct pg_error *error)
+{
+    struct conversions *conversions = stream->data;
+    struct aff_refusal refusal;
+    uint8_t *p;
+
+    if (!aff_refusal_decode(frame->version, frame->payload, &refusal) ||
+        refusal.refused_ms > CONVERSION_MS_MAX) {
+        stream_bury(stream, entry, record, "malformed_record", "not a refused call",
+            stream_frame_bytes(frame));
+        return true;
+    }
+
+    p = copy_room(&conversions->refusals, REFUSAL_ROW_MAX);
+    if (p == NULL) {
+        *error = (struct pg_error){.class = PG_CLASS_RETRY, .message = "out of memory"};
+        return false;
+    }
+
+    conversions->refusals.len +=
+        (size_t) (refusals_put_row(p, &entry->batch, record, &refusal) - p);
+    stream->stored++;
+    return true;
+}
+
+static bool
+refusals_apply(struct stream *stream, struct pg_error *error)
+{
+    struct conversions *conversions = stream->data;
+
+    return conversions->refusals.len == 0 ||
+           (copy_begin(stream->pg, refusals_copy_sql, error) &&
+               copy_send(stream->pg, &conversions->refusals, error) &&
+               copy_end(stream->pg, error) &&
+               pg_command(stream->pg, "select affiliate.apply_calls()", error));
+}
+
 static bool
 conversions_store_record(struct stream *stream, const struct entry *entry, int64_t record,
     const struct aff_frame *frame, struct pg_error *error)
@@ -154,6 +256,10 @@ conversions_store_record(struct stream *stream, const struct entry *entry, int64
     struct aff_conversion conversion;
     const char *problem;
     uint8_t *p;
+
+    if (frame->type == AFF_FRAME_REFUSAL) {
+        return refusals_store_record(stream, entry, record, frame, error);
+    }
 
     if (frame->type != AFF_FRAME_CONVERSION ||
         !aff_conversion_decode(frame->version, frame->payload, &conversion)) {
@@ -202,8 +308,9 @@ conversions_apply(struct stream *stream, struct pg_error *error)
         {"review", COUNTER_REVIEW},
         {"rejected", COUNTER_REJECTED},
     };
-    PGresult *result =
-        pg_query(stream->pg, "select * from affiliate.apply_conversions()", 0, NULL, 0, error);
+    PGresult *result = pg_query(stream->pg,
+        "select a.*, affiliate.note_key_use() from affiliate.apply_conversions() a", 0, NULL, 0,
+        error);
 
     if (result == NULL) {
         return false;
@@ -230,6 +337,7 @@ conversions_store(struct stream *stream, const struct entry *entries, size_t cou
 
     conversions->open = false;
     conversions->rows.len = 0;
+    conversions->refusals.len = 0;
 
     for (size_t i = 0; i < count; i++) {
         struct walk walk = {.quiet = only >= 0};
@@ -249,12 +357,12 @@ conversions_store(struct stream *stream, const struct entry *entries, size_t cou
     }
 
     if (!conversions->open) {
-        return true;
+        return refusals_apply(stream, error);
     }
 
     if (!copy_send(stream->pg, &conversions->rows, error) || !copy_end(stream->pg, error) ||
         pg_fault(AFF_FAULT("conversions.staged"), error) || !conversions_apply(stream, error) ||
-        pg_fault(AFF_FAULT("conversions.applied"), error)) {
+        pg_fault(AFF_FAULT("conversions.applied"), error) || !refusals_apply(stream, error)) {
         return false;
     }
 
@@ -314,6 +422,7 @@ conversions_serve(struct role *role)
         role->config->conversions.batch_delay, &conversions);
 
     copy_free(&conversions.rows);
+    copy_free(&conversions.refusals);
     return ok;
 }
 

@@ -14,6 +14,7 @@
 #include "protocol/bytes.h"
 #include "protocol/click.h"
 #include "protocol/conversion.h"
+#include "protocol/refusal.h"
 #include "protocol/segment.h"
 #include "worker/command.h"
 #include "worker/copy.h"
@@ -288,6 +289,55 @@ dump_conversion(uint8_t version, struct aff_slice payload)
     return object;
 }
 
+static json_t *
+dump_refusal_errors(const struct aff_refusal *refusal)
+{
+    json_t *errors = json_array();
+
+    for (unsigned i = 0; i < refusal->errors_count; i++) {
+        json_t *error = json_object();
+
+        dump_set_text(error, "pointer", refusal->errors[i].pointer);
+        dump_set_text(error, "detail", refusal->errors[i].rule);
+        json_array_append_new(errors, error);
+    }
+
+    return errors;
+}
+
+static json_t *
+dump_refusal(uint8_t version, struct aff_slice payload)
+{
+    struct aff_refusal refusal;
+    json_t *object;
+
+    if (!aff_refusal_decode(version, payload, &refusal)) {
+        return NULL;
+    }
+
+    object = json_object();
+    json_object_set_new(object, "merchant_id", json_integer((json_int_t) refusal.merchant_id));
+    json_object_set_new(object, "livemode", json_boolean(refusal.livemode));
+    json_object_set_new(object, "authentic", json_boolean(refusal.authentic));
+    json_object_set_new(object, "source", json_integer(refusal.source));
+    json_object_set_new(object, "status", json_integer(refusal.status));
+    json_object_set_new(object, "position", json_integer(refusal.position));
+    json_object_set_new(object, "refused_ms", json_integer((json_int_t) refusal.refused_ms));
+    json_object_set_new(object, "body_bytes", json_integer(refusal.body_bytes));
+    json_object_set_new(object, "body_hash", dump_hex(refusal.body_hash, AFF_REFUSAL_HASH_BYTES));
+    dump_set_text(object, "key_id", refusal.key_id);
+    dump_set_text(object, "code", refusal.code);
+    dump_set_text(object, "detail", refusal.detail);
+    dump_set_text(object, "idempotency_key", refusal.idempotency_key);
+    dump_set_text(object, "order_id", refusal.order_id);
+    dump_set_text(object, "timestamp", refusal.timestamp);
+    dump_set_text(object, "target", refusal.target);
+    dump_set_text(object, "request_id", refusal.request_id);
+    dump_set_text(object, "excerpt", refusal.excerpt);
+    json_object_set_new(object, "errors", dump_refusal_errors(&refusal));
+    return object;
+}
+
 json_t *
 dump_record(uint8_t type, uint8_t version, struct aff_slice payload)
 {
@@ -296,6 +346,8 @@ dump_record(uint8_t type, uint8_t version, struct aff_slice payload)
         return dump_click(version, payload);
     case AFF_FRAME_CONVERSION:
         return dump_conversion(version, payload);
+    case AFF_FRAME_REFUSAL:
+        return dump_refusal(version, payload);
     default:
         return NULL;
     }
@@ -358,6 +410,7 @@ dump_frame(struct dump *dump, const struct aff_frame *frame)
 {
     const char *kind = frame->type == AFF_FRAME_CLICK        ? "click"
                        : frame->type == AFF_FRAME_CONVERSION ? "conversion"
+                       : frame->type == AFF_FRAME_REFUSAL    ? "refusal"
                                                              : "unknown";
     json_t *line, *record;
 

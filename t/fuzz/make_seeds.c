@@ -9,6 +9,7 @@
 #include "conversion.h"
 #include "frame.h"
 #include "projection.h"
+#include "refusal.h"
 #include "segment.h"
 
 #include <sys/stat.h>
@@ -73,6 +74,31 @@ make_conversion(uint8_t *payload, size_t room, bool with_items)
     };
 
     return aff_conversion_encode(&conversion, payload, room);
+}
+
+static size_t
+make_refusal(uint8_t *payload, size_t room)
+{
+    const struct aff_refusal refusal = {
+        .merchant_id = 2,
+        .source = AFF_SOURCE_SINGLE,
+        .authentic = true,
+        .status = 422,
+        .refused_ms = 1764000000000,
+        .body_bytes = 100,
+        .key_id = aff_slice_of("ak_test_0123456789ABCDEFabcd"),
+        .code = aff_slice_of("validation"),
+        .detail = aff_slice_of("Fields of the event are not valid."),
+        .idempotency_key = aff_slice_of("NP-1001-approved"),
+        .order_id = aff_slice_of("NP-1001"),
+        .timestamp = aff_slice_of("1764000000"),
+        .target = aff_slice_of("/v1/conversions"),
+        .request_id = aff_slice_of("0123456789abcdef"),
+        .errors_count = 1,
+        .errors = {{aff_slice_of("/amount"), aff_slice_of("is required")}},
+    };
+
+    return aff_refusal_encode(&refusal, payload, room);
 }
 
 /* Two frames, as a log or as a batch's payload. */
@@ -217,6 +243,13 @@ save_rows(const char *root)
     memcpy(out + 6 + size, out + 2, 4 + size);
     out[1] = 32 | 4;
     save(root, "rows", "conversions_refused", 2 + 2 * (4 + size));
+
+    size = make_refusal(out + 6, sizeof(out) - 6);
+    out[1] = 0;
+    out[2] = AFF_FRAME_REFUSAL;
+    out[3] = AFF_REFUSAL_VERSION;
+    aff_store_le16(out + 4, (uint16_t) size);
+    save(root, "rows", "refusal", 2 + 4 + size);
 }
 
 /* A byte of choices, a header, frames with and without the boundary of a batch. */
@@ -264,6 +297,7 @@ main(int argc, char **argv)
     save(root, "click", "full", aff_click_encode(&click, out, sizeof(out)));
     save(root, "conversion", "items", make_conversion(out, sizeof(out), true));
     save(root, "conversion", "bare", make_conversion(out, sizeof(out), false));
+    save(root, "refusal", "one", make_refusal(out, sizeof(out)));
     save(root, "frame", "two", make_log(out, 1));
 
     size = make_log(out + AFF_BATCH_HEADER_BYTES, aff_frame_seed(1, 2));

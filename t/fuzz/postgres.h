@@ -9,11 +9,14 @@
 #include "fuzz.h"
 
 #include "protocol/conversion.h"
+#include "protocol/refusal.h"
 #include "worker/copy.h"
 
-/* A row's fields: digits are bytes; u a uuid, h a hash, n a network, t a text, a an array. */
+/* A row's fields: digits are bytes; u a uuid, h a hash, s a long one, n a network, t a text, a an
+ * array. */
 #define CLICK_FIELDS_OF      "u8888124n8attt"
 #define CONVERSION_FIELDS_OF "88448122tth88ut228tttaaaa"
+#define REFUSAL_FIELDS_OF    "884481122488stttttttttaa"
 
 #define COPY_HEADER_LEN 19
 
@@ -105,6 +108,9 @@ check_field(char kind, const uint8_t *p, size_t len)
         break;
     case 'h':
         require(len == AFF_BODY_HASH_BYTES);
+        break;
+    case 's':
+        require(len == AFF_REFUSAL_HASH_BYTES);
         break;
     case 'n':
         require((p[0] == 2 && p[1] == 24 && p[2] == 1 && p[3] == 4 && len == 8) ||
@@ -235,7 +241,9 @@ execute(PGconn *conn, const char *sql)
         require(conn->in_transaction);
         conn->copying = true;
         conn->len = 0;
-        conn->fields = begins(sql, "copy pg_temp.") ? CONVERSION_FIELDS_OF : CLICK_FIELDS_OF;
+        conn->fields = begins(sql, "copy pg_temp.conv")   ? CONVERSION_FIELDS_OF
+                       : begins(sql, "copy pg_temp.call") ? REFUSAL_FIELDS_OF
+                                                          : CLICK_FIELDS_OF;
         return result_of(PGRES_COPY_IN, NULL, 0);
     }
 

@@ -36,7 +36,7 @@ is($s->{conversions_total}{accepted}, 3, 'accepted calls of all workers');
 is($s->{conversions_total}{bad_request}, 1, 'bad requests');
 is($s->{conversions_total}{invalid}, 1, 'invalid events');
 is($s->{conversions_total}{bad_signature}, 1, 'bad signatures');
-is($s->{recorded_total}{conversions}, 3, 'recorded conversions');
+is($s->{recorded_total}{conversions}, 6, 'recorded conversions and refused calls');
 is($s->{recorded_total}{clicks}, 1, 'recorded clicks');
 is($s->{not_found_total}, 1, 'unknown codes');
 is($s->{parked_requests}, 0, 'nobody waits');
