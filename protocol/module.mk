@@ -4,11 +4,11 @@
 PROTOCOL_DIR := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 
 PROTOCOL_SRCS := $(addprefix $(PROTOCOL_DIR)/, \
-	amount.c api_key.c batch.c chars.c click.c click_id.c conversion.c crc32c.c \
+	amount.c api_key.c batch.c chars.c click.c click_id.c conversion.c crc32c.c explain.c \
 	fault.c frame.c keyring.c projection.c refusal.c segment.c signature.c siphash.c url.c)
 
 PROTOCOL_HDRS := $(addprefix $(PROTOCOL_DIR)/, \
-	amount.h api_key.h batch.h bytes.h chars.h click.h click_id.h conversion.h crc32c.h \
+	amount.h api_key.h batch.h bytes.h chars.h click.h click_id.h conversion.h crc32c.h explain.h \
 	fault.h frame.h keyring.h projection.h refusal.h segment.h signature.h siphash.h slice.h url.h)
 
 PROTOCOL_LIBS := -lcrypto
