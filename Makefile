@@ -124,7 +124,7 @@ PROTOCOL_ASAN := $(PROTOCOL_SRCS:%.c=$(BUILD)/asan/o/%.o)
 
 $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(PROTOCOL_ASAN)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(ASAN) $< $(PROTOCOL_ASAN) -lcrypto -lcmocka -o $@
+	$(CC) $(CFLAGS) $(ASAN) $< $(PROTOCOL_ASAN) $(PROTOCOL_LIBS) -lcmocka -o $@
 
 # The parts of the role api that need neither PostgreSQL nor a socket.
 API_UNITS := api_codes api_csv api_request
@@ -137,22 +137,19 @@ $(API_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(
 # The parts of the module that need nginx's headers, but no request.
 NGINX_CFLAGS = -std=gnu11 -D_GNU_SOURCE -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules event/quic os/unix http \
     http/modules http/v2 http/v3) -I$(BUILD)/nginx -I. -Iprotocol
-MODULE_UNITS := agents_test fraud_test event
+MODULE_UNITS := agents_test fraud_test
 
 $(MODULE_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(MODULE) $(PROTOCOL_ASAN)
 	@mkdir -p $(@D)
 	$(CC) $(NGINX_CFLAGS) $< $(UNIT_SRCS) $(PROTOCOL_ASAN) -lcmocka -ljansson -lcrypto -lpthread -o $@
 
 $(BUILD)/t/unit/agents_test $(BUILD)/t/unit/fraud_test: UNIT_SRCS = ngx_module/ngx_http_affiliate_agents.c
-$(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c
-$(BUILD)/t/unit/event: UNIT_SRCS = ngx_module/ngx_http_affiliate_event.c -ljansson
 
 # What fuzz targets need beside protocol/: sources, and files that they include.
 FUZZ_STREAM    := worker/click_counts.c worker/copy.c worker/log.c worker/pg.c
 FUZZ_STREAM_IN := t/fuzz/daemon.h t/fuzz/postgres.h worker/clicks.c worker/conversions.c worker/redis.c worker/stream.c
 FUZZ_SRCS_csv    := $(API_PURE_SRCS)
 FUZZ_SRCS_dump   := worker/dump.c worker/config.c $(FUZZ_STREAM) worker/redis.c
-FUZZ_SRCS_event  := ngx_module/ngx_http_affiliate_event.c
 FUZZ_SRCS_rows   := $(FUZZ_STREAM)
 FUZZ_SRCS_scgi   := $(API_PURE_SRCS)
 FUZZ_SRCS_stream := $(FUZZ_STREAM)

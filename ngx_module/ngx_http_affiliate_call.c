@@ -46,10 +46,10 @@ static ngx_int_t ngx_http_affiliate_call_batch(
     ngx_http_affiliate_call_t *call);
 static ngx_int_t ngx_http_affiliate_call_event(
     ngx_http_affiliate_call_t *call, const json_t *json, const char *prefix,
-    ngx_uint_t position, ngx_http_affiliate_event_result_e *result);
+    ngx_uint_t position, enum aff_event_result *result);
 static void ngx_http_affiliate_call_result(ngx_http_affiliate_call_t *call,
     const json_t *json, ngx_uint_t position,
-    ngx_http_affiliate_event_result_e result);
+    enum aff_event_result result);
 static ngx_int_t ngx_http_affiliate_call_record(
     ngx_http_affiliate_call_t *call, struct aff_conversion *c);
 static void ngx_http_affiliate_call_errors(ngx_http_affiliate_text_t *text);
@@ -62,17 +62,14 @@ static ngx_int_t ngx_http_affiliate_call_answer(
     ngx_http_affiliate_call_t *call);
 
 
-/* By ngx_http_affiliate_event_result_e. */
+/* By enum aff_event_result. */
 static const ngx_http_affiliate_problem_e  ngx_http_affiliate_call_problems[] =
 {
-    [NGX_HTTP_AFFILIATE_EVENT_INVALID] = NGX_HTTP_AFFILIATE_VALIDATION,
-    [NGX_HTTP_AFFILIATE_EVENT_CLICK_MALFORMED] =
-        NGX_HTTP_AFFILIATE_CLICK_MALFORMED,
-    [NGX_HTTP_AFFILIATE_EVENT_CLICK_UNKNOWN] =
-        NGX_HTTP_AFFILIATE_CLICK_UNKNOWN,
-    [NGX_HTTP_AFFILIATE_EVENT_CLICK_MODE] = NGX_HTTP_AFFILIATE_CLICK_MODE,
-    [NGX_HTTP_AFFILIATE_EVENT_CLICK_EXPIRED] =
-        NGX_HTTP_AFFILIATE_CLICK_EXPIRED
+    [AFF_EVENT_INVALID] = NGX_HTTP_AFFILIATE_VALIDATION,
+    [AFF_EVENT_CLICK_MALFORMED] = NGX_HTTP_AFFILIATE_CLICK_MALFORMED,
+    [AFF_EVENT_CLICK_UNKNOWN] = NGX_HTTP_AFFILIATE_CLICK_UNKNOWN,
+    [AFF_EVENT_CLICK_MODE] = NGX_HTTP_AFFILIATE_CLICK_MODE,
+    [AFF_EVENT_CLICK_EXPIRED] = NGX_HTTP_AFFILIATE_CLICK_EXPIRED
 };
 
 
@@ -80,8 +77,8 @@ static const ngx_http_affiliate_problem_e  ngx_http_affiliate_call_problems[] =
  * One event is judged at a time and nothing of it outlives that, so all calls
  * of the worker share these 12 K.
  */
-static struct aff_conversion              ngx_http_affiliate_call_conversion;
-static ngx_http_affiliate_event_errors_t  ngx_http_affiliate_call_faults;
+static struct aff_conversion    ngx_http_affiliate_call_conversion;
+static struct aff_event_errors  ngx_http_affiliate_call_faults;
 
 
 ngx_http_affiliate_call_t *
@@ -486,8 +483,8 @@ ngx_http_affiliate_call_parse(ngx_http_affiliate_call_t *call)
                                               NULL);
         }
 
-        if (ngx_http_affiliate_json_deep(call->body.data, call->body.len,
-                                         NGX_HTTP_AFFILIATE_JSON_DEPTH))
+        if (aff_json_deep(call->body.data, call->body.len,
+                          NGX_HTTP_AFFILIATE_JSON_DEPTH))
         {
             return ngx_http_affiliate_problem(call->request,
                                              NGX_HTTP_AFFILIATE_MALFORMED_JSON,
@@ -653,9 +650,9 @@ ngx_http_affiliate_call_judge(ngx_http_affiliate_call_t *call)
 static ngx_int_t
 ngx_http_affiliate_call_single(ngx_http_affiliate_call_t *call)
 {
-    ngx_int_t                          rc;
-    ngx_http_affiliate_text_t          members;
-    ngx_http_affiliate_event_result_e  result;
+    ngx_int_t                  rc;
+    enum aff_event_result      result;
+    ngx_http_affiliate_text_t  members;
 
     rc = ngx_http_affiliate_call_event(call, call->json, "", 0, &result);
 
@@ -663,7 +660,7 @@ ngx_http_affiliate_call_single(ngx_http_affiliate_call_t *call)
         return rc;
     }
 
-    if (result != NGX_HTTP_AFFILIATE_EVENT_OK) {
+    if (result != AFF_EVENT_OK) {
         ngx_memzero(&members, sizeof(members));
         members.pool = call->request->pool;
 
@@ -671,7 +668,7 @@ ngx_http_affiliate_call_single(ngx_http_affiliate_call_t *call)
 
         return ngx_http_affiliate_problem(call->request,
                                      ngx_http_affiliate_call_problems[result],
-                                     result == NGX_HTTP_AFFILIATE_EVENT_INVALID
+                                     result == AFF_EVENT_INVALID
                                      ? "Fields of the event are not valid."
                                      : "The click_id can't be accepted.",
                                      &members);
@@ -684,13 +681,12 @@ ngx_http_affiliate_call_single(ngx_http_affiliate_call_t *call)
 static ngx_int_t
 ngx_http_affiliate_call_batch(ngx_http_affiliate_call_t *call)
 {
-    char                               prefix[sizeof("/events/")
-                                              + NGX_INT_T_LEN];
-    size_t                             i, n;
-    json_t                            *events, *event;
-    u_char                             detail[128];
-    ngx_int_t                          rc;
-    ngx_http_affiliate_event_result_e  result;
+    char                   prefix[sizeof("/events/") + NGX_INT_T_LEN];
+    size_t                 i, n;
+    json_t                *events, *event;
+    u_char                 detail[128];
+    ngx_int_t              rc;
+    enum aff_event_result  result;
 
     events = json_object_get(call->json, "events");
     n = json_array_size(events);
@@ -744,10 +740,10 @@ ngx_http_affiliate_call_batch(ngx_http_affiliate_call_t *call)
 static ngx_int_t
 ngx_http_affiliate_call_event(ngx_http_affiliate_call_t *call,
     const json_t *json, const char *prefix, ngx_uint_t position,
-    ngx_http_affiliate_event_result_e *result)
+    enum aff_event_result *result)
 {
-    struct aff_conversion             *c;
-    ngx_http_affiliate_event_rules_t   rules;
+    struct aff_conversion   *c;
+    struct aff_event_rules   rules;
 
     c = &ngx_http_affiliate_call_conversion;
 
@@ -758,10 +754,10 @@ ngx_http_affiliate_call_event(ngx_http_affiliate_call_t *call,
     rules.now_ms = ngx_http_affiliate_now();
     rules.click_ttl_ms = (uint64_t) call->alcf->click_ttl * 1000;
 
-    *result = ngx_http_affiliate_event_read(json, &rules, prefix, c,
-                                            &ngx_http_affiliate_call_faults);
+    *result = aff_event_read(json, &rules, prefix, c,
+                             &ngx_http_affiliate_call_faults);
 
-    if (*result != NGX_HTTP_AFFILIATE_EVENT_OK) {
+    if (*result != AFF_EVENT_OK) {
         call->faults = &ngx_http_affiliate_call_faults;
         call->refused++;
         return NGX_DECLINED;
@@ -793,7 +789,7 @@ ngx_http_affiliate_call_record(ngx_http_affiliate_call_t *call,
     size_t   size, len;
     u_char  *frame;
 
-    size = ngx_http_affiliate_event_size(c);
+    size = aff_event_size(c);
     frame = NULL;
 
     if (ngx_http_affiliate_conversions) {
@@ -834,7 +830,7 @@ ngx_http_affiliate_call_record(ngx_http_affiliate_call_t *call,
 static void
 ngx_http_affiliate_call_result(ngx_http_affiliate_call_t *call,
     const json_t *json, ngx_uint_t position,
-    ngx_http_affiliate_event_result_e result)
+    enum aff_event_result result)
 {
     json_t                        *order_id;
     ngx_http_affiliate_text_t     *text;
@@ -857,7 +853,7 @@ ngx_http_affiliate_call_result(ngx_http_affiliate_call_t *call,
         ngx_http_affiliate_text_puts(text, "null");
     }
 
-    if (result == NGX_HTTP_AFFILIATE_EVENT_OK) {
+    if (result == AFF_EVENT_OK) {
         ngx_http_affiliate_text_printf(text, ",\"status\":%d}",
                                        call->recalled == NGX_OK ? 200 : 202);
         return;
@@ -880,9 +876,9 @@ ngx_http_affiliate_call_result(ngx_http_affiliate_call_t *call,
 static void
 ngx_http_affiliate_call_errors(ngx_http_affiliate_text_t *text)
 {
-    ngx_uint_t                          i;
-    ngx_http_affiliate_event_error_t   *error;
-    ngx_http_affiliate_event_errors_t  *faults;
+    ngx_uint_t                i;
+    struct aff_event_error   *error;
+    struct aff_event_errors  *faults;
 
     faults = &ngx_http_affiliate_call_faults;
 

@@ -12,9 +12,10 @@
 
 
 #include "ngx_http_affiliate.h"
-#include "ngx_http_affiliate_event.h"
 #include "ngx_http_affiliate_problem.h"
 #include "ngx_http_affiliate_replay.h"
+
+#include "../protocol/event.h"
 
 
 #define NGX_HTTP_AFFILIATE_RETRY_AFTER  5   /* seconds, with a 503 */
@@ -54,7 +55,7 @@ struct ngx_http_affiliate_call_s {
     ngx_int_t                            recalled;     /* as replay_find() */
 
     json_t                              *json;
-    ngx_http_affiliate_event_errors_t   *faults;       /* of the event at hand,
+    struct aff_event_errors             *faults;       /* of the event at hand,
                                                           or NULL */
     ngx_str_t                            excerpt;      /* of the body, where it
                                                           is no JSON */

@@ -29,7 +29,7 @@ static void ngx_http_affiliate_refusal_fill(ngx_http_affiliate_call_t *call,
     struct aff_refusal *refusal, struct aff_key *key, const char *code,
     ngx_uint_t status, const char *detail);
 static void ngx_http_affiliate_refusal_errors(struct aff_refusal *refusal,
-    const ngx_http_affiliate_event_errors_t *errors);
+    const struct aff_event_errors *errors);
 static void ngx_http_affiliate_refusal_order(struct aff_refusal *refusal,
     const json_t *event);
 static void ngx_http_affiliate_refusal_record(struct aff_refusal *refusal);
@@ -295,7 +295,7 @@ ngx_http_affiliate_refusal_fill(ngx_http_affiliate_call_t *call,
 
 static void
 ngx_http_affiliate_refusal_errors(struct aff_refusal *refusal,
-    const ngx_http_affiliate_event_errors_t *errors)
+    const struct aff_event_errors *errors)
 {
     ngx_uint_t  i;
 

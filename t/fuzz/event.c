@@ -5,7 +5,7 @@
 
 #include "fuzz.h"
 
-#include "../../ngx_module/ngx_http_affiliate_event.h"
+#include "event.h"
 
 #include "click_id.h"
 #include "frame.h"
@@ -22,7 +22,7 @@ check_time(struct aff_slice text)
 {
     uint64_t ms = 0;
 
-    if (ngx_http_affiliate_time_parse(text, &ms)) {
+    if (aff_time_parse(text, &ms)) {
         require(text.len >= 20 && ms < 253402300800000ULL);
     }
 }
@@ -44,9 +44,9 @@ put_click(json_t *event)
 }
 
 static void
-check_errors(const ngx_http_affiliate_event_errors_t *errors)
+check_errors(const struct aff_event_errors *errors)
 {
-    require(errors->count > 0 && errors->count <= NGX_HTTP_AFFILIATE_EVENT_ERRORS);
+    require(errors->count > 0 && errors->count <= AFF_EVENT_ERRORS);
     for (unsigned i = 0; i < errors->count; i++) {
         json_t *pointer = json_string(errors->error[i].pointer);
         json_t *detail = json_string(errors->error[i].detail);
@@ -68,7 +68,7 @@ check_accepted(struct aff_conversion *conversion)
     conversion->source = AFF_SOURCE_SINGLE;
     conversion->key_id = aff_slice_of("ak_test_0123456789ABCDEFabcd");
     conversion->idempotency_key = aff_slice_of("k");
-    size = ngx_http_affiliate_event_size(conversion);
+    size = aff_event_size(conversion);
     require(size <= sizeof(encoded));
     require(aff_conversion_encode(conversion, encoded, size) == size);
     require(aff_conversion_decode(AFF_CONVERSION_VERSION, aff_slice(encoded, size), &again));
@@ -81,15 +81,14 @@ static void
 check_event(json_t *event, bool items)
 {
     static struct aff_conversion conversion;
-    static ngx_http_affiliate_event_errors_t errors;
-    const ngx_http_affiliate_event_rules_t rules = {.keyring = fuzz_ring(),
+    static struct aff_event_errors errors;
+    const struct aff_event_rules rules = {.keyring = fuzz_ring(),
         .merchant_id = MERCHANT,
         .items = items,
         .now_ms = NOW_MS,
         .click_ttl_ms = TTL_MS};
 
-    if (ngx_http_affiliate_event_read(event, &rules, "/events/3", &conversion, &errors) ==
-        NGX_HTTP_AFFILIATE_EVENT_OK) {
+    if (aff_event_read(event, &rules, "/events/3", &conversion, &errors) == AFF_EVENT_OK) {
         check_accepted(&conversion);
     } else {
         check_errors(&errors);
@@ -102,7 +101,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     json_t *event;
 
     check_time(aff_slice(data, size));
-    if (ngx_http_affiliate_json_deep(data, size, NESTING)) {
+    if (aff_json_deep(data, size, NESTING)) {
         return 0;
     }
 

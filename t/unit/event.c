@@ -3,8 +3,8 @@
 
 #include "unit.h"
 
-#include "../../ngx_module/ngx_http_affiliate_event.h"
 #include "click_id.h"
+#include "event.h"
 
 #define NOW_MS   1764000000000ULL
 #define TTL_MS   (90ULL * 86400 * 1000)
@@ -12,7 +12,7 @@
 
 static struct aff_keyring ring;
 static struct aff_conversion conversion;
-static ngx_http_affiliate_event_errors_t errors;
+static struct aff_event_errors errors;
 
 static void
 click_id(char text[AFF_CLICK_ID_CHARS + 1], uint64_t ms, uint64_t merchant, bool livemode)
@@ -28,11 +28,11 @@ click_id(char text[AFF_CLICK_ID_CHARS + 1], uint64_t ms, uint64_t merchant, bool
 }
 
 /* Reads `json`, in which @ stands for a genuine click_id and ' for ". */
-static ngx_http_affiliate_event_result_e
+static enum aff_event_result
 read_click(const char *json, const char *click, bool items)
 {
     static json_t *event; /* the conversion points into it */
-    ngx_http_affiliate_event_rules_t rules = {.keyring = &ring,
+    struct aff_event_rules rules = {.keyring = &ring,
         .merchant_id = MERCHANT,
         .items = items,
         .now_ms = NOW_MS,
@@ -54,10 +54,10 @@ read_click(const char *json, const char *click, bool items)
     event = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, NULL);
     assert_non_null(event);
 
-    return ngx_http_affiliate_event_read(event, &rules, "/events/3", &conversion, &errors);
+    return aff_event_read(event, &rules, "/events/3", &conversion, &errors);
 }
 
-static ngx_http_affiliate_event_result_e
+static enum aff_event_result
 read_event(const char *json)
 {
     char click[AFF_CLICK_ID_CHARS + 1];
@@ -80,7 +80,7 @@ accepted(void **state)
         read_event(FULL ",'occurred_at':'2025-11-24T18:30:00.25+05:45','customer':'new',"
                         "'reason':'ok','items':[{'sku':'S','category':'c','quantity':2,"
                         "'amount':'600.25'},{'category':'d','amount':'0'}]}"),
-        NGX_HTTP_AFFILIATE_EVENT_OK);
+        AFF_EVENT_OK);
     assert_int_equal(conversion.merchant_id, MERCHANT);
     assert_int_equal(conversion.status, AFF_STATUS_APPROVED);
     assert_int_equal(conversion.amount_minor, 125050);
@@ -97,17 +97,17 @@ accepted(void **state)
     conversion.source = AFF_SOURCE_SINGLE;
     conversion.key_id = aff_slice_of("ak_test_AAAAAAAAAAAAAAAAAAAA");
     conversion.idempotency_key = aff_slice_of("k");
-    size = ngx_http_affiliate_event_size(&conversion);
+    size = aff_event_size(&conversion);
     assert_int_equal(aff_conversion_encode(&conversion, out, size), size);
     assert_int_equal(aff_conversion_encode(&conversion, out, size - 1), 0);
 
-    assert_int_equal(read_event(HEAD "'status':'cancelled'}"), NGX_HTTP_AFFILIATE_EVENT_OK);
+    assert_int_equal(read_event(HEAD "'status':'cancelled'}"), AFF_EVENT_OK);
     assert_false(conversion.has_amount);
     assert_int_equal(conversion.items_count, 0);
-    assert_int_equal(read_event(HEAD "'status':'refunded'}"), NGX_HTTP_AFFILIATE_EVENT_OK);
+    assert_int_equal(read_event(HEAD "'status':'refunded'}"), AFF_EVENT_OK);
     assert_int_equal(read_event(HEAD "'status':'returned','amount':'1','currency':'JPY',"
                                      "'refund_id':'R'}"),
-        NGX_HTTP_AFFILIATE_EVENT_OK);
+        AFF_EVENT_OK);
     assert_int_equal(conversion.amount_minor, 1);
 }
 
@@ -155,8 +155,7 @@ refused(void **state)
     (void) state;
 
     for (size_t i = 0; i < COUNT(cases); i++) {
-        if (read_event(cases[i].json) != NGX_HTTP_AFFILIATE_EVENT_INVALID ||
-            errors.count != cases[i].count ||
+        if (read_event(cases[i].json) != AFF_EVENT_INVALID || errors.count != cases[i].count ||
             strcmp(errors.error[0].pointer, cases[i].pointer) != 0) {
             fail_msg("%s: %u errors, first %s %s", cases[i].json, errors.count,
                 errors.error[0].pointer, errors.error[0].detail);
@@ -164,7 +163,7 @@ refused(void **state)
     }
 
     /* Where items are not taken, they are a field like any unknown one. */
-    assert_int_equal(read_click(FULL ",'items':[]}", "", false), NGX_HTTP_AFFILIATE_EVENT_INVALID);
+    assert_int_equal(read_click(FULL ",'items':[]}", "", false), AFF_EVENT_INVALID);
     assert_string_equal(errors.error[0].pointer, "/events/3/items");
     assert_string_equal(errors.error[0].detail, "is not a known field");
 }
@@ -177,14 +176,14 @@ bounded(void **state)
 
     (void) state;
 
-    for (unsigned i = 0; i < NGX_HTTP_AFFILIATE_EVENT_ERRORS + 5; i++) {
+    for (unsigned i = 0; i < AFF_EVENT_ERRORS + 5; i++) {
         len = strlen(json);
         (void) snprintf(json + len, sizeof(json) - len, ",'u%u':1", i);
     }
 
     (void) strcat(json, "}");
-    assert_int_equal(read_event(json), NGX_HTTP_AFFILIATE_EVENT_INVALID);
-    assert_int_equal(errors.count, NGX_HTTP_AFFILIATE_EVENT_ERRORS);
+    assert_int_equal(read_event(json), AFF_EVENT_INVALID);
+    assert_int_equal(errors.count, AFF_EVENT_ERRORS);
     assert_int_equal(errors.more, 5);
 
     /* A name of any length, of what becomes longer in a pointer, cut between characters. */
@@ -192,8 +191,8 @@ bounded(void **state)
     memset(json + strlen(json) + 600, '\0', 1);
     memset(json + strlen(json), '~', 600);
     (void) strcat(json, "':1}");
-    assert_int_equal(read_event(json), NGX_HTTP_AFFILIATE_EVENT_INVALID);
-    assert_true(strlen(errors.error[0].pointer) < NGX_HTTP_AFFILIATE_EVENT_POINTER);
+    assert_int_equal(read_event(json), AFF_EVENT_INVALID);
+    assert_true(strlen(errors.error[0].pointer) < AFF_EVENT_POINTER);
 }
 
 static void
@@ -202,31 +201,27 @@ clicks(void **state)
     char click[AFF_CLICK_ID_CHARS + 1];
 
     (void) state;
-    assert_int_equal(
-        read_click(FULL "}", "c_01J9", true), NGX_HTTP_AFFILIATE_EVENT_CLICK_MALFORMED);
+    assert_int_equal(read_click(FULL "}", "c_01J9", true), AFF_EVENT_CLICK_MALFORMED);
     assert_string_equal(errors.error[0].pointer, "/events/3/click_id");
 
     click_id(click, NOW_MS, MERCHANT + 1, false);
-    assert_int_equal(read_click(FULL "}", click, true), NGX_HTTP_AFFILIATE_EVENT_CLICK_UNKNOWN);
+    assert_int_equal(read_click(FULL "}", click, true), AFF_EVENT_CLICK_UNKNOWN);
 
     click_id(click, NOW_MS, MERCHANT, true);
-    assert_int_equal(read_click(FULL "}", click, true), NGX_HTTP_AFFILIATE_EVENT_CLICK_MODE);
+    assert_int_equal(read_click(FULL "}", click, true), AFF_EVENT_CLICK_MODE);
 
     click_id(click, NOW_MS - TTL_MS, MERCHANT, false);
-    assert_int_equal(read_click(FULL "}", click, true), NGX_HTTP_AFFILIATE_EVENT_OK);
+    assert_int_equal(read_click(FULL "}", click, true), AFF_EVENT_OK);
 
     click_id(click, NOW_MS - TTL_MS - 1, MERCHANT, false);
-    assert_int_equal(read_click(FULL "}", click, true), NGX_HTTP_AFFILIATE_EVENT_CLICK_EXPIRED);
+    assert_int_equal(read_click(FULL "}", click, true), AFF_EVENT_CLICK_EXPIRED);
 
     /* Money that goes back has no term. */
-    assert_int_equal(
-        read_click(HEAD "'status':'refunded'}", click, true), NGX_HTTP_AFFILIATE_EVENT_OK);
-    assert_int_equal(
-        read_click(HEAD "'status':'cancelled'}", click, true), NGX_HTTP_AFFILIATE_EVENT_OK);
+    assert_int_equal(read_click(HEAD "'status':'refunded'}", click, true), AFF_EVENT_OK);
+    assert_int_equal(read_click(HEAD "'status':'cancelled'}", click, true), AFF_EVENT_OK);
 
     /* Fields come first. */
-    assert_int_equal(
-        read_click(HEAD "'status':'x'}", "bad", true), NGX_HTTP_AFFILIATE_EVENT_INVALID);
+    assert_int_equal(read_click(HEAD "'status':'x'}", "bad", true), AFF_EVENT_INVALID);
 }
 
 static void
@@ -260,7 +255,7 @@ times(void **state)
     for (size_t i = 0; i < COUNT(cases); i++) {
         struct aff_slice text = exact(cases[i].text, strlen(cases[i].text));
         uint64_t ms = 0;
-        bool ok = ngx_http_affiliate_time_parse(text, &ms);
+        bool ok = aff_time_parse(text, &ms);
 
         if (ok != (cases[i].ms >= 0) || (ok && ms != (uint64_t) cases[i].ms)) {
             fail_msg("%s: %d %llu", cases[i].text, ok, (unsigned long long) ms);
@@ -282,7 +277,7 @@ times_cut(void **state)
         struct aff_slice text = exact(whole, len);
         uint64_t ms;
 
-        assert_false(ngx_http_affiliate_time_parse(text, &ms));
+        assert_false(aff_time_parse(text, &ms));
         free((void *) text.data);
     }
 }
@@ -303,7 +298,7 @@ nesting(void **state)
     for (size_t i = 0; i < COUNT(cases); i++) {
         struct aff_slice text = exact(cases[i].json, strlen(cases[i].json));
 
-        if (ngx_http_affiliate_json_deep(text.data, text.len, 3) != cases[i].deep) {
+        if (aff_json_deep(text.data, text.len, 3) != cases[i].deep) {
             fail_msg("%s", cases[i].json);
         }
 
