@@ -225,10 +225,13 @@ begin
                e.click_id, e.clicked_at, e.link_id, e.campaign_id, e.affiliate_id, e.verdict, e.click_problem,
                case when e.status in (1, 2) then e.amount_minor end,
                case when e.status in (1, 2) and e.amount_minor is not null then e.currency end,
-               e.item_sku, e.item_category, e.item_quantity, e.item_amount,
+               case when i.named then e.item_sku end, case when i.named then e.item_category end,
+               case when i.named then e.item_quantity end, case when i.named then e.item_amount end,
                case when e.refunding then e.amount_minor else 0 end,
-               false
+               false,
+               e.sub_id
           from pg_temp.conversion_new e
+         cross join lateral (select e.status in (1, 2) and e.amount_minor is not null as named) i
           left join lateral (
                    select true as known
                      from affiliate.order_fact o
@@ -359,7 +362,13 @@ begin
     ),
     limited as (
         select c.*,
-               c.commission + c.fee > affiliate.worth_limit() as above
+               c.commission + c.fee > affiliate.worth_limit() as above,
+               case
+                   when c.partial or not c.void and c.refunded_minor = 0 then 0
+                   else affiliate.reversed_minor(
+                            c.outcome, c.has_report, c.commission, c.amount_minor, c.rate_basis_points, c.rate_flat_minor,
+                            c.numerator, c.denominator)
+               end as reversed
           from charged c
         offset 0
     ),
@@ -372,6 +381,8 @@ begin
                e.amount_minor, e.currency, e.refunded_minor, e.inactive, e.click_problem,
                e.review_decision, e.review_reason, e.reviewed_at,
                e.numerator, e.denominator, e.hold, e.campaign_currency,
+               e.sub_id, e.item_sku, e.item_quantity, e.item_amount,
+               case when not e.above then nullif(e.reversed, 0) end as reversed,
                case when e.above then 'rejected' else e.outcome end as outcome,
                case when e.above then 'above_limit' else e.problem end as problem,
                case when e.above then 0 else e.commission end as commission,
@@ -392,7 +403,8 @@ begin
                amount_minor, currency, refunded_minor, inactive, click_problem,
                outcome, problem, review_decision, review_reason, reviewed_at,
                item_numerator, item_denominator,
-               posted_affiliate_id, posted_commission_minor, posted_fee_minor, posted_payable, posted_currency, hold_until)
+               posted_affiliate_id, posted_commission_minor, posted_fee_minor, posted_payable, posted_currency, hold_until,
+               reversed_minor, sub_id, item_sku, item_quantity, item_amount)
         select d.merchant_id, d.livemode, d.order_id,
                coalesce(d.order_no, nextval('affiliate.order_no_seq')), d.revision + 1,
                d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
@@ -403,7 +415,8 @@ begin
                d.numerator, d.denominator,
                d.affiliate_id, d.commission, d.fee, d.payable, d.campaign_currency,
                case when d.outcome = 'accepted' and not d.payable and d.commission + d.fee > 0
-                    then d.approved_at + d.hold end
+                    then d.approved_at + d.hold end,
+               d.reversed, d.sub_id, d.item_sku, d.item_quantity, d.item_amount
           from due d
             -- By its number, which only a known order has already: that one is locked. A new order that somebody else inserts
             -- meanwhile is no such conflict but an error, and is not locked: whoever waits for an insert must hold no order.
@@ -412,16 +425,26 @@ begin
                 approved_at, cancelled_at, returned_at, click_id, link_id, campaign_id, affiliate_id, terms_id,
                 amount_minor, currency, refunded_minor, inactive, click_problem, outcome, problem,
                 item_numerator, item_denominator, posted_affiliate_id, posted_commission_minor, posted_fee_minor,
-                posted_payable, posted_currency, hold_until) =
+                posted_payable, posted_currency, hold_until,
+                reversed_minor, sub_id, item_sku, item_quantity, item_amount) =
                row (excluded.revision, excluded.has_report, excluded.other_click, excluded.refund_currency, excluded.verdict,
                 excluded.customer, excluded.reported_at, excluded.clicked_at, excluded.approved_at, excluded.cancelled_at,
                 excluded.returned_at, excluded.click_id, excluded.link_id, excluded.campaign_id, excluded.affiliate_id,
                 excluded.terms_id, excluded.amount_minor, excluded.currency, excluded.refunded_minor, excluded.inactive,
                 excluded.click_problem, excluded.outcome, excluded.problem, excluded.item_numerator,
                 excluded.item_denominator, excluded.posted_affiliate_id, excluded.posted_commission_minor,
-                excluded.posted_fee_minor, excluded.posted_payable, excluded.posted_currency, excluded.hold_until)
+                excluded.posted_fee_minor, excluded.posted_payable, excluded.posted_currency, excluded.hold_until,
+                excluded.reversed_minor, excluded.sub_id, excluded.item_sku, excluded.item_quantity, excluded.item_amount)
         returning merchant_id, livemode, order_id, order_no, revision, posted_affiliate_id, posted_commission_minor,
-                  posted_fee_minor, posted_payable, posted_currency, hold_until, outcome
+                  posted_fee_minor, posted_payable, posted_currency, hold_until, outcome,
+                  affiliate.state_of(
+                      outcome, cancelled_at, returned_at, refunded_minor, amount_minor, posted_payable, approved_at) as state,
+                  affiliate.utc_day(reported_at) as day, campaign_id, link_id, sub_id,
+                  coalesce(currency, posted_currency) as counted_currency, amount_minor,
+                  affiliate.kept_minor(
+                      amount_minor, refunded_minor,
+                      affiliate.order_void(outcome, has_report, cancelled_at, returned_at)) as kept_minor,
+                  reversed_minor, item_sku, item_quantity, item_amount
     ),
     -- Same affiliate, stage and currency: only the difference moves. Else everything does, back from where it was.
     moved as (
@@ -435,16 +458,21 @@ begin
     )
     insert into pg_temp.move
           (merchant_id, order_no, affiliate_id, commission_minor, fee_minor, held_commission_minor, held_fee_minor,
-           revision, livemode, payable, hold_until, currency, outcome, order_id)
+           revision, livemode, payable, hold_until, currency, outcome, order_id,
+           state, day, campaign_id, link_id, sub_id, counted_currency, amount_minor, kept_minor, reversed_minor,
+           item_sku, item_quantity, item_amount)
     select m.merchant_id, m.order_no, m.posted_affiliate_id,
            m.posted_commission_minor - coalesce(m.old_commission_minor, 0),
            m.posted_fee_minor - coalesce(m.old_fee_minor, 0),
            m.posted_commission_minor, m.posted_fee_minor,
-           m.revision, m.livemode, m.posted_payable, m.hold_until, m.posted_currency, m.outcome, m.order_id
+           m.revision, m.livemode, m.posted_payable, m.hold_until, m.posted_currency, m.outcome, m.order_id,
+           m.state, m.day, m.campaign_id, m.link_id, m.sub_id, m.counted_currency, m.amount_minor, m.kept_minor,
+           m.reversed_minor, m.item_sku, m.item_quantity, m.item_amount
       from moved m
     union all
     select d.merchant_id, d.order_no, k.posted_affiliate_id, - k.posted_commission_minor, - k.posted_fee_minor, 0, 0,
-           d.revision, d.livemode, k.posted_payable, null, k.posted_currency, null, d.order_id
+           d.revision, d.livemode, k.posted_payable, null, k.posted_currency, null, d.order_id,
+           null, null, null, null, null, null, null, null, null, null, null, null
       from decided d
       join pg_temp.order_known k
         on k.merchant_id = d.merchant_id and k.order_no = d.order_no
@@ -482,7 +510,7 @@ declare
     count bigint;
 begin
     perform affiliate.work_tables();
-    perform affiliate.work_clear('released', 'account_change', 'account_changed');
+    perform affiliate.work_clear('released', 'account_change', 'account_changed', 'order_change');
 
     due := array(
         select h.ctid
@@ -515,6 +543,14 @@ begin
           join grouped g using (merchant_id, affiliate_id, livemode, currency)
          order by h.merchant_id, h.order_no
     ),
+    counted as (
+        insert into pg_temp.order_change
+        select h.merchant_id, h.livemode, h.day, h.link_id, h.campaign_id, h.affiliate_id, h.sub_id, h.currency,
+               0, - count(*), count(*), 0, 0, 0, 0, 0, 0,
+               - sum(h.commission_minor), sum(h.commission_minor), 0, - sum(h.fee_minor), sum(h.fee_minor)
+          from over h
+         group by h.merchant_id, h.livemode, h.day, h.link_id, h.campaign_id, h.affiliate_id, h.sub_id, h.currency
+    ),
     made as (
         insert into affiliate.release
               (merchant_id, release_id, affiliate_id, livemode, currency, orders, commission_minor, fee_minor)
@@ -530,6 +566,7 @@ begin
       from pg_temp.released r;
     if count > 0 then
         perform affiliate.post_releases();
+        perform affiliate.count_order_changes();
     end if;
     return count;
 end
@@ -806,11 +843,13 @@ begin
            ) n
      where (o.reported_at, o.has_report, o.other_click, o.customer, o.approved_at, o.cancelled_at, o.returned_at,
             o.click_id, o.clicked_at, o.link_id, o.campaign_id, o.affiliate_id, o.verdict, o.click_problem,
-            o.amount_minor, o.currency, o.refunded_minor, o.refund_currency, o.item_numerator, o.item_denominator)
+            o.amount_minor, o.currency, o.refunded_minor, o.refund_currency, o.item_numerator, o.item_denominator,
+            o.sub_id, o.item_sku, o.item_quantity, o.item_amount)
            is distinct from
            (f.reported_at, f.has_report, f.other_click, f.customer, f.approved_at, f.cancelled_at, f.returned_at,
             f.click_id, f.clicked_at, f.link_id, f.campaign_id, f.affiliate_id, f.verdict, f.click_problem,
-            f.amount_minor, f.currency, f.refunded_minor, f.refund_currency, n.fraction[1], n.fraction[2])
+            f.amount_minor, f.currency, f.refunded_minor, f.refund_currency, n.fraction[1], n.fraction[2],
+            f.sub_id, f.item_sku, f.item_quantity, f.item_amount)
        and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
     union all
     select 'outcome follows from the facts', o.merchant_id, 'order ' || o.order_id,
@@ -936,7 +975,7 @@ declare
 begin
     select * into made from pg_temp.conversion_new;
     if not found then
-        select c.body_hash = decode(p_event ->> 'body_hash', 'hex') into same
+        select c.body_hash = (p_event ->> 'body_hash')::bytea into same
           from affiliate.conversion c
          where c.merchant_id = p_merchant_id
            and c.livemode = p_livemode
@@ -967,18 +1006,28 @@ returns jsonb
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select affiliate.order_json(o) - 'order_no' - 'merchant'
-           || jsonb_build_object(
-                  'result', 'decided',
-                  'sentence', affiliate.state_sentence(
-                      affiliate.order_state(o), o.problem, o.hold_until, o.refunded_minor, coalesce(o.currency, o.posted_currency)),
-                  'hold_until', o.hold_until,
-                  'waited', extract(epoch from o.reported_at - o.clicked_at)::bigint,
-                  'terms', (select affiliate.terms_json(t, c.currency)
-                              from affiliate.terms t
-                              join affiliate.campaign c using (merchant_id, campaign_id)
-                             where t.merchant_id = o.merchant_id and t.terms_id = o.terms_id),
-                  'payable_at', case when o.outcome = 'accepted' then o.hold_until end)
+    select jsonb_build_object(
+               'result', 'decided',
+               'order', o.order_id,
+               'livemode', o.livemode,
+               'state', affiliate.order_state(o),
+               'outcome', o.outcome,
+               'reason', o.problem,
+               'sentence', affiliate.state_sentence(
+                   affiliate.order_state(o), o.problem, o.hold_until, o.refunded_minor, coalesce(o.currency, o.posted_currency)),
+               'affiliate', o.affiliate_id,
+               'campaign', o.campaign_id,
+               'amount', affiliate.amount_text(o.amount_minor, k.decimals),
+               'refunded', affiliate.amount_text(case when o.returned_at is null then o.refunded_minor else o.amount_minor end, k.decimals),
+               'currency', coalesce(o.currency, o.posted_currency),
+               'commission', affiliate.amount_text(o.posted_commission_minor, c.decimals),
+               'fee', affiliate.amount_text(o.posted_fee_minor, c.decimals),
+               'commission_currency', o.posted_currency,
+               'click_to_order_seconds', extract(epoch from o.reported_at - o.clicked_at)::bigint,
+               'payable_at', o.hold_until)
+      from (values (1)) as one(row)
+      left join affiliate.currency k on k.currency = coalesce(o.currency, o.posted_currency)
+      left join affiliate.currency c on c.currency = o.posted_currency
 $$;
 
 -- The checks that the database makes, in their order: which was the one that failed, if one did.
@@ -1039,7 +1088,7 @@ as $$
 declare
     result jsonb;
 begin
-    perform affiliate.check_request(p_request, '{_checks}', '{_event}');
+    perform affiliate.check_request(p_request, '{_checks,body}', '{_event,key,method,path,timestamp,idempotency_key,signature}');
     if p_request -> '_event' is not null then
         result := affiliate.run_dry(p_actor, p_request -> '_event');
     end if;

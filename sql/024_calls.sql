@@ -421,7 +421,7 @@ begin
     k := affiliate.create_key(p_actor, p_request);
     perform affiliate.answer(jsonb_build_object(
         'status', 201, 'location', format('/api/v1/merchants/%s/keys/%s', k.merchant_id, k.key_id)));
-    return next affiliate.merchant_key_json(k, null);
+    return next affiliate.merchant_key_json(k, null) || jsonb_build_object('_master_id', k.master_id);
 end
 $$;
 
@@ -575,6 +575,20 @@ begin
 end
 $$;
 
+-- What was signed instead of the call is found where the secret can be derived; here, whether who asks may know.
+create function affiliate.api_signature_check(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_result,key,body}',
+        '{method,path,timestamp,idempotency_key,signature,string_to_sign}');
+    perform affiliate.merchant_key(p_actor.merchant_id, p_request);
+    return next p_request -> '_result';
+end
+$$;
+
 -- ---------------------------------------------------------------------------------------------------------------
 -- The checklist
 -- ---------------------------------------------------------------------------------------------------------------
@@ -655,5 +669,6 @@ select affiliate.operation('key_create', actors => '{merchant,admin}', role => '
        affiliate.operation('key_update', actors => '{merchant,admin}', role => 'manager', mutates => true),
        affiliate.operation('key_revoke', actors => '{merchant,admin}', role => 'manager', creates => true, while_suspended => true),
        affiliate.operation('key_call_list', actors => '{merchant,key,admin}'),
+       affiliate.operation('signature_check', actors => '{merchant,key,admin}'),
        affiliate.operation('checklist_show', actors => '{merchant,key,admin}');
 select affiliate.seal_operations();

@@ -25,6 +25,6 @@ WORKER_SRCS = \
 	worker/run.c \
 	worker/status.c \
 	worker/stream.c \
-	$(addprefix worker/api/, answer.c api.c auth.c call.c listener.c native.c upload.c) \
+	$(addprefix worker/api/, answer.c api.c auth.c call.c listener.c native.c sandbox.c upload.c) \
 	$(API_PURE_SRCS) \
 	$(sort $(wildcard worker/command_*.c worker/dump.c))

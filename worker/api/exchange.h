@@ -169,6 +169,10 @@ struct native {
 
 const struct native *native_find(const char *operation);
 
+/* sandbox.c: `_checks` and `_event` of a call that is described; `_result` of what was signed. */
+bool sandbox_dry_run(struct exchange *x);
+bool sandbox_signature_check(struct exchange *x);
+
 /* upload.c */
 bool upload_operation(struct exchange *x);
 

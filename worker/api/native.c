@@ -741,7 +741,7 @@ static bool
 native_key_created(struct exchange *x, json_t *row)
 {
     const char *id = json_string_value(json_object_get(row, "key"));
-    const char *master_id = json_string_value(json_object_get(row, "master_id"));
+    const char *master_id = json_string_value(json_object_get(row, "_master_id"));
     const struct aff_master_key *master =
         master_id == NULL ? &x->lane->ring.keys[0]
                           : aff_keyring_find(&x->lane->ring, aff_slice_of(master_id));
@@ -795,6 +795,7 @@ const struct native *
 native_find(const char *operation)
 {
     static const struct native natives[] = {
+        {"dry_run_create", NULL, sandbox_dry_run, NULL},
         {"email_verification_create", NULL, native_verify_email, NULL},
         {"health_show", native_health, NULL, NULL},
         {"key_create", NULL, native_key_create, native_key_created},
@@ -812,6 +813,7 @@ native_find(const char *operation)
         {"session_create", native_login, NULL, NULL},
         {"session_delete", NULL, NULL, native_logout},
         {"session_show", NULL, NULL, native_show_csrf},
+        {"signature_check", NULL, sandbox_signature_check, NULL},
         {"time_show", native_time, NULL, NULL},
     };
 
