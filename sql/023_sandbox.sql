@@ -1033,7 +1033,7 @@ $$;
 -- The checks that the database makes, in their order: which was the one that failed, if one did.
 create function affiliate.dry_run_checks(p_result jsonb)
 returns jsonb
-language sql immutable
+language sql immutable strict
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
     select jsonb_agg(jsonb_build_object(

@@ -59,7 +59,7 @@ is(verdicts($mine->post("$at/dry-runs", { body => JSON::PP::encode_json({ %$even
 is(verdicts($mine->post("$at/dry-runs", { body => JSON::PP::encode_json({ %$event, order_id => 'TEST-REVIEW' }) })),
     'review:review amount:not_reached', 'a magic order id');
 
-my %call = (body => $body, key => $key->{id}, timestamp => time . '', idempotency_key => 'k-1', path => '/v1/conversions');
+my %call = (body => $body, key => $key->{id}, timestamp => int(time) . '', idempotency_key => 'k-1', path => '/v1/conversions');
 my $text = join "\n", 'v1', $call{timestamp}, 'POST', $call{path}, 'k-1', $body;
 $call{signature} = 'v1=' . Digest::SHA::hmac_sha256_hex($text, $key->{secret});
 $r = $merchant->post("$at/dry-runs", \%call);
@@ -67,7 +67,7 @@ is(verdicts($r) . " $r->{json}{order}{livemode}", ' 0', 'a signed call, as a per
 $r = $merchant->post("$at/dry-runs", { %call, path => '/v1/conversions?x=1' });
 is(verdicts($r), 'signature:failed', 'signed without its query');
 like($r->{json}{checks}[-1]{detail}, qr/query is not signed/, 'which is told');
-is(verdicts($merchant->post("$at/dry-runs", { %call, timestamp => time - 1000 . '' })), 'clock:failed signature:failed', 'an old one');
+is(verdicts($merchant->post("$at/dry-runs", { %call, timestamp => int(time) - 1000 . '' })), 'clock:failed signature:failed', 'an old one');
 is(verdicts($merchant->post("$at/dry-runs", { %call, key => 'ak_test_0123456789ABCDEFabcd' })), 'key:failed', 'an unknown key');
 is($t->value('select count(*) from affiliate.conversion'), 0, 'nothing of it was recorded');
 

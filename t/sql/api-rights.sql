@@ -162,7 +162,7 @@ select '{"merchant": "900001", "campaign": "900023", "affiliate": "900012", "lin
          "product": "LEAKsku", "price": "1", "body": "x", "rate_percent": "1", "fee_percent": "1",
          "_upload": "1", "_line": 1, "_lines": 1, "_rows": [["x"]], "_header": ["id", "title", "link", "price"], "_bytes": 10, "_user": 900106, "_nonce": "00", "_expires": 1,
          "_password": "$scrypt$x", "_current": "$scrypt$x", "_token": "x", "_csrf": "x", "_secret": "00", "_step": 1, "_codes": ["x"],
-         "_recovery": "00", "_key_id": "ak_test_made", "_master_id": "m1"}'::jsonb
+         "_recovery": "00", "_key_id": "ak_live_made", "advance": "1 day", "_master_id": "m1"}'::jsonb
        || jsonb_build_object('user', '900104', 'session', (select session_id from affiliate.session where user_id = 900106)::text,
               'invitation', (select invitation_id from affiliate.invitation where email like '%LEAK%')::text,
               'payout_method', (select payout_method_id from affiliate.payout_method where affiliate_id = 900012)::text,

@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(56);
+select plan(57);
 
 insert into affiliate.link (merchant_id, link_id, campaign_id, affiliate_id, livemode, code, url)
 values (900001, 900046, 900021, 900011, false, 'fixture-6', 'https://shop.example/');
@@ -153,6 +153,7 @@ select matches(pg_temp.failed(pg_temp.dry(jsonb_build_object('idempotency_key', 
 select is(pg_temp.dry('{"order_id": "A-1", "status": 5, "amount_minor": 50}') -> 'order' ->> 'refunded', '0.50', 'an order that is known is seen with what is known of it');
 select is(affiliate.api_dry_run_create(pg_temp.actor(), '{"body": "{}", "_checks": [{"check": "signature", "verdict": "failed"}]}') ->> 'accepted', 'false',
     'what does not pass before does not come here');
+select is(jsonb_array_length(affiliate.api_dry_run_create(pg_temp.actor(), '{"body": "{}", "_checks": []}') -> 'checks'), 0, 'nor is it said to have passed');
 select is(pg_temp.state(), (select state from before), 'nothing of all that was recorded');
 select is_empty($$ select pg_temp.audit() $$, 'and the books are right');
 

@@ -610,7 +610,8 @@ call_head(struct exchange *x, const json_t *head)
 bool
 answer_row(struct exchange *x, const struct outcome *outcome)
 {
-    static const char *const ours[] = {"_cursor", "_secret", "_recovery", "_upload", "_line"};
+    static const char *const ours[] = {
+        "_cursor", "_secret", "_recovery", "_upload", "_line", "_master_id"};
     char *text;
 
     buffer_reset(&x->answer);
