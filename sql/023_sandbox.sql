@@ -1040,7 +1040,7 @@ as $$
                'check', c.name,
                'verdict', case
                    when c.n < w.failed then 'passed'
-                   when c.n > w.failed then 'not_reached'
+                   when c.n > w.failed then 'skipped'
                    when p_result ->> 'result' in ('repeated', 'waits') then 'passed'
                    when p_result ->> 'outcome' = 'review' then 'review'
                    else 'failed' end,
