@@ -123,7 +123,7 @@ return case
            -- And this?
            when s.occurred_at > p_now then 'future'
            when s.at < o.reported_at then 'early'
-           when s.status in (1, 2) and p_minor is distinct from o.amount_minor and s.at <= o.amount_at then 'late'
+           when s.status in (1, 2) and p_minor <> o.amount_minor and s.at <= o.amount_at then 'late'
            when s.status = 2 and s.amount is null and o.amount_minor is null and o.priced then 'unpriced'
            when s.status in (1, 2) and p_minor < o.refunded_minor then 'below'
            when s.status in (4, 5) and s.amount is not null and o.amount_minor is null then 'whole'
@@ -273,8 +273,9 @@ begin
 
     update pg_temp.order_said s
        set turn = n.turn,
-           at = affiliate.test_time(p_merchant_id, p_livemode, coalesce(s.occurred_at, moment))
-      from (select d.line, row_number() over (partition by d.order_id order by d.line) as turn
+           at = affiliate.test_time(p_merchant_id, p_livemode, coalesce(s.occurred_at, moment + n.nth * interval '1 microsecond'))
+      from (select d.line, row_number() over (partition by d.order_id order by d.line) as turn,
+                   row_number() over (order by d.line) as nth
               from pg_temp.order_said d
              where d.verdict is null) n
      where n.line = s.line;
@@ -385,6 +386,7 @@ begin
 
     perform affiliate.inbox_accept(2::smallint, '{0}', array[batch], '{0}', array[count]);
     select * into result from affiliate.apply_conversions();
+    perform affiliate.work_clear('conversion_stage');
     -- Their clicks have been there before, and their keys can't have been.
     if result.applied <> count then
         raise exception 'of % events by hand, % were applied, % wait, % are repeated, % are refused',
@@ -479,8 +481,11 @@ begin
                       from jsonb_array_elements(p_rows) with ordinality as e(cells, n)
                      cross join lateral (
                                select nullif(btrim(e.cells ->> (array_position(p_columns, 'occurred_at') - 1)), '') as occurred_text
-                           ) o) c
-              left join affiliate.order_reason r on r.code = split_part(c.reason, ':', 1)) t;
+                              offset 0
+                           ) o
+                    offset 0) c
+              left join affiliate.order_reason r on r.code = split_part(c.reason, ':', 1)
+            offset 0) t;
 end
 $$;
 
@@ -631,14 +636,14 @@ return case p_state
            when 'cancelled' then $$ n.cancelled_at is not null and n.outcome <> 'rejected' $$
            when 'refunded' then $$ (n.returned_at is not null or n.refunded_minor > 0) and n.cancelled_at is null
                and (n.returned_at is not null or n.refunded_minor >= nullif(n.amount_minor, 0)) and n.outcome <> 'rejected' $$
-           else coalesce(case p_state
+           else case p_state
                     when 'review' then $$ n.outcome = 'review' $$
                     when 'payable' then $$ n.outcome = 'accepted' and n.payable $$
                     when 'approved' then $$ n.outcome = 'accepted' and n.approved_at is not null and not n.payable $$
                     when 'pending' then $$ n.outcome = 'accepted' and n.approved_at is null and not n.payable $$
                 end
                 || $$ and n.cancelled_at is null and n.returned_at is null
-                      and (n.refunded_minor >= nullif(n.amount_minor, 0)) is not true $$, '')
+                      and (n.refunded_minor >= nullif(n.amount_minor, 0)) is not true $$
        end;
 
 -- What the filters of a list of orders mean, as conditions on n.
@@ -990,6 +995,33 @@ begin
 end
 $$;
 
+-- Adds the lines before these that would have been applied, of the same orders.
+create function affiliate.say_again(p_merchant_id bigint, p_import_id bigint)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
+set jit = off
+as $$
+begin
+    insert into pg_temp.order_said (line, order_id, status, amount, currency, refund_id, reason, occurred_at, again)
+    select r.line, r.order_id, r.status, r.amount, r.currency, r.refund_id, r.reason, r.occurred_at, true
+      from (select distinct s.order_id from pg_temp.order_said s where s.verdict is null) d
+     cross join lateral (
+               select *
+                 from affiliate.order_import_row i
+                where i.merchant_id = p_merchant_id
+                  and i.import_id = p_import_id
+                  and i.order_id = d.order_id
+                  and i.verdict = 'applied'
+               offset 0
+           ) r;
+end
+$$;
+
 -- Takes a part of a file: its rows from line p_first on. Each is judged after all before it of its order, and so also in a dry
 -- run, where these have not come true: there they are judged again.
 create function affiliate.order_import_part(p_merchant_id bigint, p_import affiliate.import, p_first bigint, p_rows jsonb)
@@ -1002,21 +1034,10 @@ declare
     counts record;
 begin
     perform affiliate.said_tables();
-    perform affiliate.say(p_first, p_import.header, p_rows);
+    perform affiliate.say(p_first, affiliate.order_columns(p_import.header), p_rows);
 
     if p_import.dry_run then
-        insert into pg_temp.order_said (line, order_id, status, amount, currency, refund_id, reason, occurred_at, again)
-        select r.line, r.order_id, r.status, r.amount, r.currency, r.refund_id, r.reason, r.occurred_at, true
-          from (select distinct s.order_id from pg_temp.order_said s where s.verdict is null) d
-         cross join lateral (
-                   select *
-                     from affiliate.order_import_row i
-                    where i.merchant_id = p_merchant_id
-                      and i.import_id = p_import.import_id
-                      and i.order_id = d.order_id
-                      and i.verdict = 'applied'
-                   offset 0
-               ) r;
+        perform affiliate.say_again(p_merchant_id, p_import.import_id);
     end if;
 
     perform affiliate.judge_said(p_merchant_id, p_import.livemode, not p_import.dry_run);
@@ -1049,5 +1070,276 @@ create function affiliate.import_actor(i affiliate.import)
 returns affiliate.actor
 language sql immutable parallel safe
 return row(i.actor_kind, i.user_id, null, i.merchant_id, null, null, i.key_id, i.livemode, i.request_id)::affiliate.actor;
+
+create function affiliate.find_import(p_merchant_id bigint, p_livemode boolean, p_kind text, p_import_id bigint)
+returns affiliate.import
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    i affiliate.import;
+begin
+    select * into i
+      from affiliate.import x
+     where x.merchant_id = p_merchant_id
+       and x.import_id = p_import_id
+       and x.kind = p_kind
+       and x.livemode = p_livemode;
+    if not found then
+        perform affiliate.problem(404, 'not_found', 'There is no such import in this mode.');
+    end if;
+    return i;
+end
+$$;
+
+-- The three steps of an upload: it begins, brings rows, and ends. Returns its number, then the line that is wanted next.
+create function affiliate.order_import_begin(p_merchant_id bigint, p_actor affiliate.actor, p_request jsonb)
+returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.order_columns(affiliate.header_field(p_request));
+    return (affiliate.import_begin(p_merchant_id, p_actor, 'orders', p_request, '{}')).import_id;
+end
+$$;
+
+-- What of a part of a file has not come before; null if nothing is left of it.
+create function affiliate.import_rest(p_merchant_id bigint, p_import_id bigint, p_kind text, p_first bigint, p_rows jsonb)
+returns jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    rows integer := jsonb_array_length(p_rows);
+    known integer;
+begin
+    if rows is null or rows not between 1 and 10000 then
+        perform affiliate.problem(422, 'invalid_csv', 'A part must have 1 to 10000 rows.');
+    end if;
+    known := affiliate.import_accept(p_merchant_id, p_import_id, p_kind, p_first, rows);
+    if known >= rows then
+        return null;
+    end if;
+    return jsonb_path_query_array(p_rows, '$[$known to last]', jsonb_build_object('known', known));
+end
+$$;
+
+-- Refuses to end an import whose file has not come as a whole.
+create function affiliate.check_whole(p_merchant_id bigint, p_import_id bigint, p_kind text, p_lines bigint)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    wanted bigint;
+begin
+    perform affiliate.import_accept(p_merchant_id, p_import_id, p_kind, p_lines + 1, 0);
+    select i.next_line into wanted
+      from affiliate.import i
+     where i.merchant_id = p_merchant_id
+       and i.import_id = p_import_id;
+    if wanted <> p_lines + 1 then
+        perform affiliate.problem(409, 'conflict', format('The next row has to be %s.', wanted));
+    end if;
+end
+$$;
+
+create function affiliate.order_import_rows(
+    p_merchant_id bigint, p_actor affiliate.actor, p_import_id bigint, p_first bigint, p_rows jsonb)
+returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    i affiliate.import := affiliate.find_import(p_merchant_id, p_actor.livemode, 'orders', p_import_id);
+    rest jsonb := affiliate.import_rest(p_merchant_id, p_import_id, 'orders', p_first, p_rows);
+begin
+    if rest is not null then
+        perform affiliate.order_import_part(
+            p_merchant_id, i, p_first + jsonb_array_length(p_rows) - jsonb_array_length(rest), rest);
+    end if;
+    return (affiliate.find_import(p_merchant_id, p_actor.livemode, 'orders', p_import_id)).next_line;
+end
+$$;
+
+create function affiliate.order_import_end(p_merchant_id bigint, p_actor affiliate.actor, p_import_id bigint, p_lines bigint)
+returns jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    before affiliate.import := affiliate.find_import(p_merchant_id, p_actor.livemode, 'orders', p_import_id);
+    i affiliate.import;
+begin
+    perform affiliate.check_whole(p_merchant_id, p_import_id, 'orders', p_lines);
+    i := affiliate.import_end(p_merchant_id, p_import_id);
+    if before.state = 'open' and not i.dry_run then
+        perform affiliate.record(p_actor, 'order_import.apply', 'import', p_import_id::text, null, affiliate.order_import_json(i));
+    end if;
+    return affiliate.order_import_json(i);
+end
+$$;
+
+create function affiliate.header_field(p_request jsonb)
+returns text[]
+language sql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select array_agg(h order by n) from jsonb_array_elements_text(p_request -> '_header') with ordinality as t(h, n)
+$$;
+
+create function affiliate.order_columns(p_header text[])
+returns text[]
+language sql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.file_columns(p_header, '{order_id,status}', '{amount,currency,refund_id,reason,occurred_at}')
+$$;
+
+create function affiliate.order_import_json(i affiliate.import)
+returns jsonb
+language sql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object(
+        'import', i.import_id,
+        'livemode', i.livemode,
+        'dry_run', i.dry_run,
+        'state', i.state,
+        'lines', i.next_line - 1,
+        'applied', i.changed,
+        'unchanged', i.unchanged,
+        'refused', i.refused,
+        'by', jsonb_strip_nulls(jsonb_build_object('kind', i.actor_kind, 'user', i.user_id, 'key', i.key_id)),
+        'created_at', i.created_at,
+        'finished_at', i.finished_at)
+$$;
+
+create function affiliate.order_import_row_json(r affiliate.order_import_row)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object(
+        -- As a spreadsheet counts: the header is 1.
+        'line', r.line + 1,
+        'order', r.order_id,
+        'status', affiliate.status_name(r.status),
+        'amount', r.amount,
+        'currency', r.currency,
+        'refund_id', r.refund_id,
+        'reason', r.reason,
+        'occurred_at', r.occurred_at,
+        'verdict', r.verdict,
+        'code', r.code,
+        'detail', r.detail)
+$$;
+
+select affiliate.fence('affiliate.order_import_row');
+select affiliate.enter_as_tenant(
+    'affiliate.order_import_begin(bigint, affiliate.actor, jsonb)',
+    'affiliate.order_import_rows(bigint, affiliate.actor, bigint, bigint, jsonb)',
+    'affiliate.order_import_end(bigint, affiliate.actor, bigint, bigint)');
+
+select affiliate.operation('order_import_create', actors => '{merchant,key,admin}', role => 'manager', creates => true);
+
+create function affiliate.api_order_import_create(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_header}', '{_bytes,dry_run}');
+    return next jsonb_build_object('_upload', affiliate.order_import_begin(p_actor.merchant_id, p_actor, p_request)::text);
+end
+$$;
+
+select affiliate.operation('order_import_create_rows', actors => '{merchant,key,admin}', role => 'manager', mutates => true);
+
+create function affiliate.api_order_import_create_rows(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{_upload,_line,_rows}', '{dry_run}');
+    return next jsonb_build_object('_line', affiliate.order_import_rows(
+        p_actor.merchant_id, p_actor, affiliate.id_field(p_request, '_upload'), affiliate.id_field(p_request, '_line'),
+        p_request -> '_rows'));
+end
+$$;
+
+select affiliate.operation('order_import_create_done', actors => '{merchant,key,admin}', role => 'manager', mutates => true);
+
+create function affiliate.api_order_import_create_done(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    upload bigint := affiliate.id_field(p_request, '_upload');
+begin
+    perform affiliate.check_request(p_request, '{_upload,_lines}', '{dry_run}');
+    perform affiliate.answer(jsonb_build_object('status', 201, 'location',
+        format('/api/v1/merchants/%s/order-imports/%s', p_actor.merchant_id, upload)));
+    return next affiliate.order_import_end(p_actor.merchant_id, p_actor, upload, (p_request ->> '_lines')::bigint);
+end
+$$;
+
+select affiliate.operation('order_import_list', actors => '{merchant,key,admin}');
+
+create function affiliate.api_order_import_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query
+    select affiliate.page(p_actor, p_request,
+        format('select i, i.import_id as import, i.created_at from affiliate.import i
+                 where i.merchant_id = %s and i.kind = ''orders'' and i.livemode = %L', p_actor.merchant_id, p_actor.livemode),
+        'affiliate.order_import_json(x.i)', '{-created_at timestamptz}', 'import bigint');
+end
+$$;
+
+select affiliate.operation('order_import_show', actors => '{merchant,key,admin}');
+
+create function affiliate.api_order_import_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{import}');
+    return next affiliate.order_import_json(affiliate.find_import(
+        p_actor.merchant_id, p_actor.livemode, 'orders', affiliate.id_field(p_request, 'import')));
+end
+$$;
+
+select affiliate.operation('order_import_row_list', actors => '{merchant,key,admin}');
+
+create function affiliate.api_order_import_row_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    i affiliate.import;
+begin
+    perform affiliate.check_page(p_request, '{import,verdict,order}');
+    i := affiliate.find_import(p_actor.merchant_id, p_actor.livemode, 'orders', affiliate.id_field(p_request, 'import'));
+    return query
+    select affiliate.page(p_actor, p_request,
+        concat_ws(' and ',
+            format('select r, r.line from affiliate.order_import_row r where r.merchant_id = %s and r.import_id = %s',
+                   i.merchant_id, i.import_id),
+            'r.verdict = ' || quote_literal(affiliate.form_field(
+                p_request, 'verdict', 20, '^(applied|unchanged|refused)$', 'must be applied, unchanged or refused')),
+            'r.order_id = ' || quote_literal(affiliate.text_field(p_request, 'order', 128))),
+        'affiliate.order_import_row_json(x.r)', '{line bigint}', 'line bigint');
+end
+$$;
 
 select affiliate.seal_operations();
