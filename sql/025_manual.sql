@@ -497,12 +497,12 @@ $$;
 create function affiliate.said_field(p_code text)
 returns text
 language sql immutable parallel safe
-return case
-           when p_code in ('currency') then 'currency'
-           when p_code in ('decimals', 'nothing', 'rest', 'below', 'unpriced', 'whole') then 'amount'
-           when p_code in ('future', 'early', 'late') then 'occurred_at'
-           when p_code in ('refund') then 'refund_id'
-       end;
+return (array['currency', 'amount', 'occurred_at', 'refund_id'])[case
+           when p_code = 'currency' then 1
+           when p_code in ('decimals', 'nothing', 'rest', 'below', 'unpriced', 'whole') then 2
+           when p_code in ('future', 'early', 'late') then 3
+           when p_code = 'refund' then 4
+       end];
 
 create function affiliate.find_order_now(p_merchant_id bigint, p_livemode boolean, p_order_id text)
 returns affiliate.order_now
