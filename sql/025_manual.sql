@@ -105,7 +105,7 @@ return case
            when not o.known and o.waits then 'waiting'
            when not o.known then 'unknown'
            when s.amount is not null and s.currency <> o.currency then 'currency'
-           when s.amount is not null and p_minor is null then 'decimals'
+           when s.amount is not null and p_minor is null and o.decimals is not null then 'decimals'
            -- Is it so already?
            when s.status = 3 and o.cancelled_at is not null then 'same'
            when s.status in (4, 5) and s.amount is null
@@ -148,7 +148,8 @@ as $$
                when 'currency' then 'The order is in ' || o.currency || '.'
                when 'decimals' then 'An amount in ' || o.currency || ' has at most ' || o.decimals || ' decimals and 17 digits.'
                when 'refund' then 'The refund ' || quote_literal(s.refund_id) || ' was told with '
-                   || affiliate.money_text((o.refunds ->> s.refund_id)::bigint, o.currency) || '; another refund needs another id.'
+                   || coalesce(affiliate.money_text((o.refunds ->> s.refund_id)::bigint, o.currency), 'another currency')
+                   || '; another refund needs another id.'
                when 'cancelled' then 'The order was cancelled on ' || affiliate.utc_text(o.cancelled_at) || ', which is final.'
                when 'returned' then 'The whole order was returned or refunded already.'
                when 'rejected' then 'The order is rejected, and this does not change it: ' || affiliate.reason_sentence(o.problem)
@@ -238,7 +239,8 @@ begin
                select bool_or(c.waiting) as waits,
                       max(c.effective_at) filter (where c.status in (1, 2) and c.amount_minor is not null
                                                     and not c.waiting) as amount_at,
-                      jsonb_object_agg(substr(c.refund_key, 3), c.amount_minor order by c.effective_at, c.amount_minor)
+                      jsonb_object_agg(substr(c.refund_key, 3), case when c.currency is null or c.currency = k.currency then c.amount_minor end
+                                       order by c.effective_at, c.amount_minor, c.currency)
                           filter (where c.refund_key like 'r:%' and not c.waiting) as refunds
                  from affiliate.conversion c
                 where c.merchant_id = p_merchant_id

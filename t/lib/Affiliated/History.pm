@@ -16,6 +16,7 @@ package Affiliated::History;
 #                                                   an event of the batch that is being made
 #   B                                               the batch is applied, holds are released, the books compared
 #   R                                               conversions whose click has come are settled; G those that waited too long, too
+#   H  merchant livemode order status amount currency refund_id occurred_us      something is said of an order by hand
 #   V  merchant order livemode decision             a review is decided, if the order's state lets it
 #   P  merchant affiliate currency livemode         what is payable is paid
 
@@ -60,6 +61,18 @@ as '
     select p_merchant, x.cause_id, 1, 2, 99, d.account_id, c.account_id, p_amount, p_livemode, p_currency
       from place d, place c, cause x
      where d.kind = ''payable'' and c.kind = ''paid''';
+
+create function pg_temp.said(p_merchant bigint, p_livemode boolean, p_cells jsonb)
+returns text
+language plpgsql
+as '
+begin
+    perform affiliate.said_tables();
+    perform affiliate.say(1, ''{order_id,status,amount,currency,refund_id,reason,occurred_at}'', jsonb_build_array(p_cells));
+    perform affiliate.judge_said(p_merchant, p_livemode, true);
+    perform affiliate.apply_said(p_merchant, p_livemode, affiliate.system_actor(p_merchant), 4::smallint, null, null);
+    return (select verdict from pg_temp.order_said);
+end';
 
 prepare now as select (extract(epoch from now()) * 1000000)::bigint;
 prepare due as
@@ -301,6 +314,7 @@ sub _beside
         $g->{late} = [];
         push @{ $g->{lines} }, 'G';
     }
+    push @{ $g->{lines} }, $self->_saying(_one(@{ $g->{orders} })) for 1 .. rand 5;
     for (1 .. rand 2) {
         my $o = _one(@{ $g->{orders} });
         push @{ $g->{lines} }, join "\t", 'V', $o->{merchant}, $o->{id}, $o->{livemode}, _one('accept', 'accept', 'reject');
@@ -310,6 +324,24 @@ sub _beside
         push @{ $g->{lines} }, join "\t", 'P', $link->{merchant}, $link->{affiliate}, $self->{campaigns}{ $link->{campaign} }{currency},
             rand() < 0.7 ? 1 : 0;
     }
+}
+
+# Something said by hand, whether it makes sense or not.
+sub _saying
+{
+    my ($self, $o) = @_;
+    my $status = _one('approved', 'approved', 'pending', 'cancelled', 'returned', 'refunded', 'refunded', 'refunded');
+    my $at = $o->{start} + int(rand(_one(1, 86400, 86400 * 20)) * $SECOND) - (rand() < 0.1 ? 3600 * $SECOND : 0);
+    my ($amount, $refund);
+
+    $at = $self->{base} - int(rand($SECOND)) if $at > $self->{base} || rand() < 0.3;
+    if ($status eq 'refunded' || $status eq 'returned') {
+        ($amount, $refund) = (int(rand(1 + $o->{amount} / _one(1, 3, 10))), 'r' . int rand 4) if rand() < 0.8;
+    } elsif (rand() < 0.6) {
+        $amount = rand() < 0.5 ? $o->{amount} : int(rand(2 * $o->{amount} + 1));
+    }
+    return join "\t", 'H', $o->{merchant}, $o->{livemode}, $o->{id}, $status, map { $_ // '-' } $amount,
+        defined $amount ? (rand() < 0.95 ? $o->{currency} : 'EUR') : undef, $refund, $at;
 }
 
 # An order with its click; the click may be late, unknown, another merchant's, of the other mode, or too old.
@@ -515,6 +547,8 @@ sub run
             @differences = $self->_review(\%run, @f);
         } elsif ($kind eq 'P') {
             @differences = $self->_pay(\%run, @f);
+        } elsif ($kind eq 'H') {
+            @differences = $self->_by_hand(\%run, @f);
         } else {
             @differences = $self->_resolve(\%run, $kind eq 'G');
         }
@@ -632,6 +666,20 @@ sub _review
     return $self->_step($run, "select affiliate.order_review('$json') is null");
 }
 
+sub _by_hand
+{
+    my ($self, $run, $merchant, $livemode, $order, $status, $amount, $currency, $refund, $occurred) = @_;
+    my $places = { JPY => 0, KWD => 3 }->{ $currency // '' } // 2;
+    my $text = defined $amount ? $places ? sprintf('%d.%0*d', int($amount / 10**$places), $places, $amount % 10**$places) : $amount : undef;
+    my $verdict = $run->{model}->by_hand({ merchant => $merchant, livemode => $livemode, order_id => $order, status => $status,
+        amount => $amount, currency => $currency, refund_id => $refund, occurred_us => $occurred });
+    my $at = _time($occurred) =~ s/ /T/r =~ s/\+00$/Z/r;
+
+    $self->{counts}{"by hand: $verdict"}++;
+    return $self->_step($run, sprintf("select pg_temp.said(%d, %s, '[%s]')", $merchant, $livemode ? 'true' : 'false',
+        join ', ', map { defined $_ ? qq("$_") : 'null' } $order, $status, $text, $currency, $refund, 'order_update', $at), $verdict);
+}
+
 # What is payable is paid, by hand: there is no other way yet. Its transfers have a cause that nobody knows.
 sub _pay
 {
@@ -666,6 +714,7 @@ sub _about
     for my $line (reverse @$lines) {
         my ($kind, @f) = split /\t/, $line;
         my $about = $kind eq 'E' ? $order{ order_key(@f[0, 9, 1]) } : $kind eq 'V' ? $order{ order_key(@f[0, 1, 2]) }
+            : $kind eq 'H' ? $order{ order_key(@f[0, 2, 1]) }
             : $kind eq 'C' ? $click{ $f[0] } : $kind ne 'P';
         next unless $about;
         $click{ $f[7] } = 1 if $kind eq 'E';

@@ -17,6 +17,8 @@ package Affiliated::Model;
 #               status, amount, currency, refund_id, items => [{ sku, category, quantity, amount }] });
 #                                    what becomes of an accepted event: applied, waiting, duplicate or dead
 #   $m->resolve($give_up)            conversions whose click has come count; with true, all that wait do, without a click
+#   $m->by_hand({ merchant, livemode, order_id, status, amount, currency, refund_id, occurred_us })
+#                                    what becomes of it: applied, unchanged or refused
 #   $m->review(merchant, order_id, livemode, 'accept' | 'reject')
 #   $m->pay(merchant, affiliate, currency, livemode)      how much was payable: it is paid now
 #   $m->orders                       { "merchant/order/t or f" => facts and what follows }
@@ -50,6 +52,10 @@ package Affiliated::Model;
 #       already keeps its reason. Refunds are summed to the greatest amount there is.
 #   read from the tests: approved without an amount is a review, where the rate needs one; what was only cancelled or
 #       refunded so far earns nothing.
+
+#   read from the sentences of refusals by hand: what is so already changes nothing; cancelled, returned and refunded whole are final;
+#       what is rejected by rule stays so, but a rejected review can come to nothing, too, and one above the limit be put right;
+#       nothing is before the first report, and no other amount before the last one; a refund's id stands for one amount.
 
 use strict;
 use warnings;
@@ -171,6 +177,64 @@ sub resolve
         $settled += @$list;
     }
     return $settled;
+}
+
+# Said by hand or by file of an order that is known: an event like any other, with the order's own click, unless it makes no sense.
+sub by_hand
+{
+    my ($self, $e) = @_;
+    my $key = order_key(@$e{qw(merchant order_id livemode)});
+    my $o = $self->{order}{$key} or return 'refused';
+    my $sense = _sense($o, $e, $self->_terms_of($o));
+    my $first = $o->{facts}{first};
+    my $report = $e->{status} eq 'pending' || $e->{status} eq 'approved';
+    my %c = (at => $e->{occurred_us}, map { $_ => $e->{$_} } qw(status merchant amount));
+
+    return $sense if $sense ne 'applied';
+    delete $c{amount} if $e->{status} eq 'cancelled' || $report && defined $e->{amount} && $e->{amount} eq ($o->{facts}{amount} // '');
+    $c{refund} = "r:$e->{refund_id}" if !$report && defined $c{amount};
+    $c{currency} = $e->{currency} if defined $c{amount};
+    @c{qw(clicked click_id livemode order)} = ($first->{clicked}, $first->{click_id}, $e->{livemode} ? 1 : 0, $key);
+    $self->_take(\%c);
+    return 'applied';
+}
+
+sub _terms_of { my ($self, $o) = @_; my ($t) = grep { defined $o->{terms} && $_->{terms} == $o->{terms} } map { @$_ } values %{ $self->{terms} }; return $t }
+
+sub _sense
+{
+    my ($o, $e, $terms) = @_;
+    my ($f, $status, $amount, $at) = ($o->{facts}, @$e{qw(status amount occurred_us)});
+    my $report = $status eq 'pending' || $status eq 'approved';
+    my $refund = $status eq 'refunded' || $status eq 'returned';
+    my $currency = $f->{currency} // $o->{money};
+    my $gone = defined $f->{returned} || $f->{amount} && $f->{refunded} >= $f->{amount};
+
+    undef $amount if $status eq 'cancelled';
+    return 'refused' if defined $amount && defined $currency && $e->{currency} ne $currency;
+    return 'unchanged' if $status eq 'cancelled' && defined $f->{cancelled} || $refund && !defined $amount && $gone;
+    if ($refund && defined $amount) {
+        my @told = sort { $a->{at} <=> $b->{at} || $a->{amount} <=> $b->{amount} || $a->{currency} cmp $b->{currency} }
+            grep { ($_->{refund} // '') eq "r:$e->{refund_id}" } @{ $o->{events} };
+        return $told[-1]{amount} == $amount && $told[-1]{currency} eq $currency ? 'unchanged' : 'refused' if @told;
+    }
+    return 'refused' if defined $f->{cancelled} || $gone;
+    if ($o->{outcome} eq 'rejected') {
+        my $lifted = $o->{problem} eq 'review_rejected' ? !$report : $o->{problem} eq 'above_limit' ? !$report || defined $amount : 0;
+        return 'refused' unless $lifted;
+    }
+    my $other = $report && defined $amount && $amount != ($f->{amount} // -1);
+    return 'unchanged' if $report && !$other && ($status eq 'pending' || defined $f->{approved});
+    return 'refused' if $at < $f->{first}{at};
+    if ($report) {
+        return 'refused' if $other && defined $f->{amount}
+            && grep { defined $_->{amount} && ($_->{status} eq 'pending' || $_->{status} eq 'approved') && $_->{at} >= $at } @{ $o->{events} };
+        return 'refused' if $status eq 'approved' && !defined $amount && !defined $f->{amount} && defined $terms->{rate_basis_points};
+        return 'refused' if $other && $amount < $f->{refunded};
+    } elsif ($refund && defined $amount) {
+        return 'refused' if !defined $f->{amount} || !$amount || $amount > $f->{amount} - $f->{refunded};
+    }
+    return 'applied';
 }
 
 sub review
