@@ -314,7 +314,7 @@ sub _beside
         $g->{late} = [];
         push @{ $g->{lines} }, 'G';
     }
-    push @{ $g->{lines} }, $self->_saying(_one(@{ $g->{orders} })) for 1 .. rand 5;
+    push @{ $g->{lines} }, $self->_saying(_one(@{ $g->{orders} })) for 1 .. rand 9;
     for (1 .. rand 2) {
         my $o = _one(@{ $g->{orders} });
         push @{ $g->{lines} }, join "\t", 'V', $o->{merchant}, $o->{id}, $o->{livemode}, _one('accept', 'accept', 'reject');
