@@ -8,7 +8,7 @@ select affiliate.fence(t, p_affiliate => 'affiliate_id')
                     'affiliate.order_link_day', 'affiliate.order_sku_day']::regclass[]) t;
 
 -- An affiliate's orders, the newest first, and what of them matures when.
-create index order_fact_affiliate on affiliate.order_fact (affiliate_id, order_no);
+create index order_fact_affiliate on affiliate.order_fact (affiliate_id, livemode, reported_at, order_no);
 create index hold_affiliate on affiliate.hold (affiliate_id, due_at);
 create index release_affiliate on affiliate.release (affiliate_id, released_at);
 
@@ -615,7 +615,7 @@ begin
             'coalesce(n.currency, n.posted_currency) = ' || quote_literal(affiliate.currency_field(p_request, 'currency')),
             'affiliate.utc_day(n.reported_at) >= ' || quote_literal(affiliate.date_field(p_request, 'from')),
             'affiliate.utc_day(n.reported_at) <= ' || quote_literal(affiliate.date_field(p_request, 'to')))),
-        'affiliate.affiliate_order_json(x.n)', '{-order_no bigint,reported_at timestamptz}', 'order_no bigint');
+        'affiliate.affiliate_order_json(x.n)', '{-reported_at timestamptz,order_no bigint}', 'order_no bigint');
 end
 $$;
 
