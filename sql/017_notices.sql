@@ -1,0 +1,1 @@
+select 1; -- stand-in, until the notices are here
