@@ -103,7 +103,7 @@ sub api_start
     $self->daemon_start;
     $self->wait_until('the api', sub { -S $self->path('state/api.sock') });
     my %nginx = %{ $o{nginx} || {} };
-    $self->nginx_start(affiliate => 0, module => 0, %nginx, server => $NGINX . ($nginx{server} || ''));
+    $self->nginx_start(affiliate => 0, module => $nginx{affiliate} ? 1 : 0, %nginx, server => $NGINX . ($nginx{server} || ''));
     return $self;
 }
 
