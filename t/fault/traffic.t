@@ -188,14 +188,15 @@ told('an error where nothing was broken', qr/^click .*: was answered 503, and no
 
 # Unanswered, it may be there.
 is(join("\n", says(sub { s/^(C\t\d+\t\S+\t)302\t.*/${1}0\t/mg; s/^(T\t\d+\t\d+\t\S+\t)202\t.*/${1}0\t\t0\t/mg })), '', 'what was not answered may be there');
+my $recount = 'select affiliate.recount_clicks(min(day), max(day)) from affiliate.click_partitions()';
 $t->psql("set session_replication_role = replica; create table public.kept as select * from affiliate.click where id = '$bot'; "
-    . "delete from affiliate.click where id = '$bot'");
+    . "delete from affiliate.click where id = '$bot'; $recount");
 my ($tag) = $t->value('select sub_ids[5] from public.kept') =~ /^traffic-(\d+-\d+)$/;
 my ($client, $number) = split /-/, $tag;
 $journal = $t->path("traffic-$client.journal");
 $text = $t->slurp($journal);
 is(join("\n", says(sub { s/^(C\t$number\t\S+\t)302\t.*/${1}0\t/m })), '', 'or not');
-$t->psql('set session_replication_role = replica; insert into affiliate.click select * from public.kept');
+$t->psql('set session_replication_role = replica; insert into affiliate.click select * from public.kept; ' . $recount);
 
 # A body that lost against another one under its key, and was accepted, is a dead letter.
 my ($line) = $text =~ /^(e\t\d+\t\d\tsingle\t\S+\t\t\{"amount":.*)$/m;
