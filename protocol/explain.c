@@ -119,18 +119,17 @@ ends_with(struct aff_slice s, struct aff_slice with)
 }
 
 static const char *
-path_hint(struct aff_slice given, struct aff_slice expected)
+path_hint(struct aff_slice told, struct aff_slice sent)
 {
-    if ((begins_with(given, "http://") || begins_with(given, "https://")) &&
-        ends_with(given, expected)) {
+    if ((begins_with(told, "http://") || begins_with(told, "https://")) && ends_with(told, sent)) {
         return "is a whole URL: sign the path and the query only";
     }
 
-    if (aff_slice_equal(given, until(expected, '?'))) {
+    if (aff_slice_equal(told, until(sent, '?'))) {
         return "lacks the query: sign it with the path";
     }
 
-    if (memchr(given.data, '%', given.len) != NULL || memchr(expected.data, '%', expected.len)) {
+    if (memchr(told.data, '%', told.len) != NULL || memchr(sent.data, '%', sent.len)) {
         return "is encoded differently: sign it exactly as it is sent";
     }
 
@@ -138,9 +137,9 @@ path_hint(struct aff_slice given, struct aff_slice expected)
 }
 
 static const char *
-timestamp_hint(struct aff_slice given, struct aff_slice expected)
+timestamp_hint(struct aff_slice told, struct aff_slice sent)
 {
-    if (given.len == expected.len + 3 && begins_with(given, "1")) {
+    if (told.len == sent.len + 3 && begins_with(told, "1")) {
         return "is in milliseconds: sign and send unix seconds";
     }
 
@@ -148,13 +147,13 @@ timestamp_hint(struct aff_slice given, struct aff_slice expected)
 }
 
 static const char *
-body_hint(struct aff_slice given, struct aff_slice expected)
+body_hint(struct aff_slice told, struct aff_slice sent)
 {
-    if (given.len == 0) {
+    if (told.len == 0) {
         return "is missing: sign the body behind the last line break";
     }
 
-    if (equal_but_space(given, expected)) {
+    if (equal_but_space(told, sent)) {
         return "was written out again with other white space: sign the very bytes that are sent";
     }
 
@@ -162,28 +161,28 @@ body_hint(struct aff_slice given, struct aff_slice expected)
 }
 
 static const char *
-line_hint(unsigned line, struct aff_slice given, struct aff_slice expected)
+line_hint(unsigned line, struct aff_slice told, struct aff_slice sent)
 {
-    if (given.data == NULL) {
+    if (told.data == NULL) {
         return "is missing";
     }
 
-    if (line != AFF_EXPLAIN_BODY && aff_slice_equal(trimmed(given), expected)) {
-        return ends_with(given, aff_slice("\r", 1)) ? "ends with CR LF: end lines with LF alone"
-                                                    : "has white space around it";
+    if (line != AFF_EXPLAIN_BODY && aff_slice_equal(trimmed(told), sent)) {
+        return ends_with(told, aff_slice("\r", 1)) ? "ends with CR LF: end lines with LF alone"
+                                                   : "has white space around it";
     }
 
     switch (line) {
     case AFF_EXPLAIN_VERSION:
         return "must be v1";
     case AFF_EXPLAIN_TIMESTAMP:
-        return timestamp_hint(given, expected);
+        return timestamp_hint(told, sent);
     case AFF_EXPLAIN_PATH:
-        return path_hint(given, expected);
+        return path_hint(told, sent);
     case AFF_EXPLAIN_BODY:
-        return body_hint(given, expected);
+        return body_hint(told, sent);
     default:
-        return equal_but_case(given, expected) ? "differs in upper and lower case" : NULL;
+        return equal_but_case(told, sent) ? "differs in upper and lower case" : NULL;
     }
 }
 
@@ -203,28 +202,28 @@ unsigned
 aff_explain_text(struct aff_slice text, const struct aff_signed_request *request,
     struct aff_explained_line lines[AFF_EXPLAIN_LINES])
 {
-    const struct aff_slice expected[AFF_EXPLAIN_LINES] = {aff_slice_of("v1"), request->timestamp,
+    const struct aff_slice sent[AFF_EXPLAIN_LINES] = {aff_slice_of("v1"), request->timestamp,
         request->method, request->path_with_query, request->idempotency_key, body_of(request)};
     bool over = false;
     unsigned differ = 0;
 
     for (unsigned i = 0; i < AFF_EXPLAIN_LINES; i++) {
         struct aff_explained_line *line = &lines[i];
-        struct aff_slice given = over ? aff_slice(NULL, 0) : text;
+        struct aff_slice told = over ? aff_slice(NULL, 0) : text;
 
         if (!over && i != AFF_EXPLAIN_BODY) {
-            given = until(text, '\n');
-            over = given.len == text.len;
+            told = until(text, '\n');
+            over = told.len == text.len;
             if (!over) {
-                text = aff_slice(text.data + given.len + 1, text.len - given.len - 1);
+                text = aff_slice(text.data + told.len + 1, text.len - told.len - 1);
             }
         }
 
-        line->signed_part = given;
-        line->expected_part = expected[i];
-        line->same = given.data != NULL && aff_slice_equal(given, expected[i]);
-        line->at = first_difference(given, expected[i]);
-        line->hint = line->same ? NULL : line_hint(i, given, expected[i]);
+        line->signed_part = told;
+        line->expected_part = sent[i];
+        line->same = told.data != NULL && aff_slice_equal(told, sent[i]);
+        line->at = first_difference(told, sent[i]);
+        line->hint = line->same ? NULL : line_hint(i, told, sent[i]);
         differ += !line->same;
     }
 
@@ -308,6 +307,19 @@ attempt_gives(const struct attempt *a, struct aff_slice hex)
     return hex.len == HEX_CHARS && CRYPTO_memcmp(text, hex.data, HEX_CHARS) == 0;
 }
 
+/* Whatever the case of its digits, in a time that tells nothing of the signature. */
+static bool
+equal_in_hex(const uint8_t *given, const char *hex)
+{
+    char folded[HEX_CHARS];
+
+    for (size_t i = 0; i < HEX_CHARS; i++) {
+        folded[i] = (char) lower(given[i]);
+    }
+
+    return CRYPTO_memcmp(folded, hex, HEX_CHARS) == 0;
+}
+
 /* The right signature, written in another way. */
 static const char *
 wrong_form(const struct attempt *right, struct aff_slice given)
@@ -323,9 +335,9 @@ wrong_form(const struct attempt *right, struct aff_slice given)
 
     aff_hex(signature, sizeof(signature), hex);
     EVP_EncodeBlock(base64, signature, sizeof(signature));
-    if (equal_but_case(given, aff_slice(hex, HEX_CHARS))) {
+    if (given.len == HEX_CHARS && equal_in_hex(given.data, hex)) {
         mistake = "The signature is right but for its form: send v1= and lower-case hex digits.";
-    } else if (aff_slice_equal(given, aff_slice(base64, BASE64_CHARS))) {
+    } else if (given.len == BASE64_CHARS && CRYPTO_memcmp(given.data, base64, BASE64_CHARS) == 0) {
         mistake = "The signature is right, but written in base64: write it in lower-case hex.";
     }
 

@@ -7,7 +7,7 @@ use Test::More;
 
 my %source;
 
-for my $path (glob('protocol/*.[ch]'), glob('ngx_module/*.[ch]'), glob('worker/*.[ch]')) {
+for my $path (glob('protocol/*.[ch]'), glob('ngx_module/*.[ch]'), glob('worker/*.[ch]'), glob('worker/*/*.[ch]')) {
     open my $file, '<', $path or die "$path: $!\n";
     local $/;
     $source{$path} = <$file>;
