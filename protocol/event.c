@@ -119,7 +119,7 @@ aff_event_size(const struct aff_conversion *c)
            c->refund_id.len + c->reason.len;
 
     for (i = 0; i < c->items_count; i++) {
-        size += 2 * 2 + c->items[i].sku.len + c->items[i].category.len + 4 + 8;
+        size += 2 + 2 + c->items[i].sku.len + c->items[i].category.len + 4 + 8;
     }
 
     return size;

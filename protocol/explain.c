@@ -11,7 +11,7 @@
 
 #include <stdlib.h>
 
-#define HEX_CHARS       (2 * AFF_SIGNATURE_BYTES)
+#define HEX_CHARS       ((size_t) 2 * AFF_SIGNATURE_BYTES)
 #define BASE64_CHARS    44
 #define TIMESTAMP_CHARS 11 /* of unix seconds, at most */
 
@@ -418,7 +418,7 @@ wrong_lines(const struct attempt *right, struct aff_slice hex)
 
     if (right->timestamp.len <= TIMESTAMP_CHARS) {
         memcpy(milliseconds, right->timestamp.data, right->timestamp.len);
-        memcpy(milliseconds + right->timestamp.len, "000", 3);
+        memset(milliseconds + right->timestamp.len, '0', 3);
         a[5].timestamp = aff_slice(milliseconds, right->timestamp.len + 3);
     }
 

@@ -687,10 +687,11 @@ native_totp_confirm(struct exchange *x)
 
     if (ok && sealed == NULL) {
         ok = answer_problem(x, 409, "state", NULL, "No code's secret waits to be confirmed.");
+    } else if (ok) {
+        ok = native_code_right(x, native_user(person), sealed, code, -1, &step) ||
+             native_invalid(x, "code", "is not the code of this moment");
     }
 
-    ok = ok && (native_code_right(x, native_user(person), sealed, code, -1, &step) ||
-                   native_invalid(x, "code", "is not the code of this moment"));
     if (ok) {
         json_object_del(x->fields, "code");
         ok = (json_object_set_new(x->fields, "_step", json_integer(step)) == 0 ||
