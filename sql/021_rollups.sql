@@ -308,9 +308,9 @@ after insert on affiliate.click
 referencing new table as added
 for each statement execute function affiliate.count_added_clicks();
 
--- Counts the clicks of days anew, from the first to the last, from what is there: for the migration, and for an owner who has
--- taken clicks away by hand. Days that retention has dropped are not to be asked for: nothing of them is left to count. Of a
--- link and day those sub-ids come first whose first click was written first.
+-- Counts the clicks of days anew, from the first to the last, from what is there, for an owner who has taken clicks away by
+-- hand; by how much the rollups differ, is added to them. Days that retention has dropped are not to be asked for: nothing of
+-- them is left to count. Of a link and day those sub-ids come first whose first click was written first.
 create function affiliate.recount_clicks(p_first date, p_last date)
 returns bigint
 language plpgsql volatile
@@ -320,14 +320,14 @@ set jit = off
 as $$
 declare
     leaf record;
-    counted bigint := 0;
-    rows bigint;
+    verdicts constant text := (select string_agg(format('count(*) filter (where c.verdict = %s) as %I', n - 1, v), ', ' order by n)
+                                 from unnest('{valid,duplicate,suspect,prefetch,preview,bot}'::text[]) with ordinality u (v, n));
+    counted bigint;
+    total bigint := 0;
 begin
     -- Whoever has counted and not committed is waited for; whoever has only written counts behind us.
     lock table affiliate.click_link_day, affiliate.click_sub_day, affiliate.click_day in share row exclusive mode;
-    delete from affiliate.click_link_day where day between p_first and p_last;
     delete from affiliate.click_sub_day where day between p_first and p_last;
-    delete from affiliate.click_day where day between p_first and p_last;
 
     -- A day at a time: the memory that it takes is a day's.
     for leaf in
@@ -336,17 +336,14 @@ begin
          where p.day between p_first and p_last
          order by p.day
     loop
-        execute format($sql$
-            insert into affiliate.click_link_day
-            select c.merchant_id, c.livemode, %1$L::date, c.link_id, c.campaign_id, c.affiliate_id,
-                   count(*) filter (where c.verdict = 0), count(*) filter (where c.verdict = 1),
-                   count(*) filter (where c.verdict = 2), count(*) filter (where c.verdict = 3),
-                   count(*) filter (where c.verdict = 4), count(*) filter (where c.verdict = 5)
-              from %2$s c
-             group by c.merchant_id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id$sql$,
-            leaf.day, leaf.relation);
-        get diagnostics rows = row_count;
-        continue when rows = 0;
+        perform affiliate.correct_rollup('click_link_day',
+            format('select c.merchant_id, c.livemode, %L::date as day, c.link_id, c.campaign_id, c.affiliate_id, %s from %s c group by 1, 2, 3, 4, 5, 6',
+                   leaf.day, verdicts, leaf.relation),
+            leaf.day, leaf.day);
+        perform affiliate.correct_rollup('click_day',
+            format('select merchant_id, livemode, day, campaign_id, affiliate_id, valid, duplicate, suspect, prefetch, preview, bot '
+                   'from affiliate.click_link_days where day = %L', leaf.day),
+            leaf.day, leaf.day);
 
         execute format($sql$
             insert into affiliate.click_sub_day
@@ -357,30 +354,20 @@ begin
                            row_number() over (
                                partition by c.merchant_id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id
                                order by min(c.ctid)) as place,
-                           count(*) filter (where c.verdict = 0) as valid,
-                           count(*) filter (where c.verdict = 1) as duplicate,
-                           count(*) filter (where c.verdict = 2) as suspect,
-                           count(*) filter (where c.verdict = 3) as prefetch,
-                           count(*) filter (where c.verdict = 4) as preview,
-                           count(*) filter (where c.verdict = 5) as bot
-                      from %2$s c
+                           %2$s
+                      from %3$s c
                      where c.sub_ids[1] <> ''
                      group by c.merchant_id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.sub_ids[1]) x
              group by 1, 2, 3, 4, 5, 6, 7$sql$,
-            leaf.day, leaf.relation);
+            leaf.day, verdicts, leaf.relation);
 
-        insert into affiliate.click_day
-        select l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id,
-               sum(l.valid), sum(l.duplicate), sum(l.suspect), sum(l.prefetch), sum(l.preview), sum(l.bot)
-          from affiliate.click_link_day l
-         where l.day = leaf.day
-         group by l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id;
-        select counted + coalesce(sum(l.valid + l.duplicate + l.suspect + l.prefetch + l.preview + l.bot), 0) into counted
-          from affiliate.click_day l
+        select coalesce(sum(l.valid + l.duplicate + l.suspect + l.prefetch + l.preview + l.bot), 0) into counted
+          from affiliate.click_days l
          where l.day = leaf.day;
+        total := total + counted;
     end loop;
 
-    return counted;
+    return total;
 end
 $$;
 
@@ -1634,7 +1621,234 @@ select affiliate.enter_as_owner(p.oid::regprocedure)
    and p.proname in ('count_link_clicks', 'count_sub_clicks', 'count_day_clicks', 'count_added_clicks');
 
 -- ---------------------------------------------------------------------------------------------------------------
--- What is there already
+-- Spans
+-- ---------------------------------------------------------------------------------------------------------------
+
+-- The rollups of days that are over, in spans of 1, 4, 16 and 64 days, so that a report over three months adds up a dozen
+-- rows of each link, and not ninety.
+--
+-- Each count stands in one of two places: in the rollup of days, where it was counted, or, once fold_rollups() has moved it, in
+-- the spans, and there once in every width. What is counted late, a click that a host had kept for a week, an order of last month
+-- that is approved today, is counted in the rollup of days as ever, above or below zero, and moved later. So counting knows
+-- nothing of spans, and whoever reads adds both places: by days in the views click_days, click_link_days, order_days,
+-- order_link_days and order_sku_days, by periods with spans_of().
+--
+-- A span begins at a multiple of its width, with days counted from 1970-01-01. Sub-ids' clicks have no spans: their rows are the
+-- memory of which sub-ids a link's day tells apart.
+
+create table affiliate.span_kind (
+    name        text primary key,
+    source      text not null,
+    keys        text[] not null,
+    measures    text[] not null
+);
+
+comment on table affiliate.span_kind is 'Tables of spans, each with the rollup of days that it is made of';
+comment on column affiliate.span_kind.keys is 'What its rows go by, besides merchant, mode, width and first day';
+
+insert into affiliate.span_kind
+select k.name, k.source, k.keys,
+       case
+           when k.source like 'click%' then '{valid,duplicate,suspect,prefetch,preview,bot}'::text[]
+           when k.source = 'order_sku_day' then
+               '{pending,approved,cancelled,refunded,review,rejected,pieces,amount_minor}'::text[]
+           else '{pending,approved,payable,cancelled,refunded,review,rejected,amount_minor,kept_minor,commission_pending_minor,
+                  commission_payable_minor,commission_reversed_minor,fee_pending_minor,fee_payable_minor}'::text[]
+       end
+  from (values
+        ('click_span', 'click_day', '{campaign_id,affiliate_id}'::text[]),
+        ('click_campaign_span', 'click_day', '{campaign_id}'),
+        ('click_link_span', 'click_link_day', '{link_id,campaign_id,affiliate_id}'),
+        ('order_span', 'order_day', '{campaign_id,affiliate_id,currency}'),
+        ('order_campaign_span', 'order_day', '{campaign_id,currency}'),
+        ('order_link_span', 'order_link_day', '{link_id,campaign_id,affiliate_id,sub_id,currency}'),
+        ('order_sku_span', 'order_sku_day', '{sku,campaign_id,affiliate_id,currency}')) k (name, source, keys);
+
+grant select on affiliate.span_kind to affiliate_tenant;
+
+-- The tables, and a view of each rollup of days that has what was moved, too.
+do $$
+declare
+    k affiliate.span_kind;
+begin
+    for k in select * from affiliate.span_kind loop
+        execute format('create table affiliate.%I as select merchant_id, livemode, 0::smallint as width, day as first_day, %s, %s '
+                       'from affiliate.%I with no data',
+                       k.name, array_to_string(k.keys, ', '), array_to_string(k.measures, ', '), k.source);
+        execute format('alter table affiliate.%I %s', k.name,
+                       (select string_agg(format('alter %I set not null', c), ', ')
+                          from unnest('{merchant_id,livemode,width,first_day}'::text[] || k.measures) c));
+        if k.keys @> '{affiliate_id}' then
+            execute format('create index on affiliate.%I (affiliate_id, width, first_day)', k.name);
+        end if;
+        execute format('alter table affiliate.%I add unique nulls not distinct (width, first_day, merchant_id, livemode, %s)',
+                       k.name, array_to_string(k.keys, ', '));
+        execute format('comment on table affiliate.%I is %L', k.name, 'What was moved from ' || k.source || ', by spans of days');
+        perform affiliate.fence(('affiliate.' || k.name)::regclass,
+                                p_affiliate => case when k.keys @> '{affiliate_id}' then 'affiliate_id' end);
+
+        if k.keys @> '{affiliate_id}' then
+            execute format('create view affiliate.%1$I with (security_invoker = true) as '
+                           'select merchant_id, livemode, day, %2$s from affiliate.%3$I '
+                           'union all select merchant_id, livemode, first_day, %2$s from affiliate.%4$I where width = 1',
+                           k.source || 's', array_to_string(k.keys || k.measures, ', '), k.source, k.name);
+            execute format('comment on view affiliate.%I is %L', k.source || 's',
+                           'The counts of days, those that were moved, too: of one key there may be two rows');
+            execute format('grant select on affiliate.%I to affiliate_tenant', k.source || 's');
+        end if;
+    end loop;
+end
+$$;
+
+-- The first day of the span of a width that has a day in it.
+create function affiliate.span_of(p_day date, p_width integer)
+returns date
+language sql immutable parallel safe
+return p_day - (p_day - date '1970-01-01') % p_width;
+
+-- The fewest spans that are a period. One that begins inside it and ends at today or later may reach beyond: of days that are not
+-- over nothing was moved.
+create function affiliate.spans_of(p_first date, p_last date, p_today date)
+returns table (width smallint, first_day date)
+language plpgsql immutable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    until date := case when p_last >= p_today then p_last + 63 else p_last end;
+begin
+    first_day := p_first;
+    while first_day <= p_last loop
+        width := 64;
+        while width > 1 and (affiliate.span_of(first_day, width) <> first_day or first_day + width - 1 > until) loop
+            width := width / 4;
+        end loop;
+        return next;
+        first_day := first_day + width;
+    end loop;
+end
+$$;
+
+-- Moves counts of days before yesterday into the spans, up to so many rows of each rollup. Returns how many it moved: as long as
+-- that is not 0, there may be more. Rows that somebody is counting in are left for the next time; so is all, if another
+-- session is at it.
+create function affiliate.fold_rollups(p_rows integer)
+returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+set work_mem = '64MB'
+set jit = off
+as $$
+declare
+    s record;
+    moved bigint;
+    total bigint := 0;
+begin
+    if not pg_try_advisory_xact_lock('affiliate.span_kind'::regclass::integer, 0) then
+        return 0;
+    end if;
+
+    for s in
+        select k.source, max(array_to_string(k.keys, ', ')) filter (where k.keys @> '{affiliate_id}') as keys,
+               string_agg(format(
+                   ', %1$I as ('
+                   'insert into affiliate.%1$I as t (merchant_id, livemode, width, first_day, %2$s, %3$s) '
+                   'select g.merchant_id, g.livemode, w.width, affiliate.span_of(g.day, w.width), %4$s, %5$s '
+                   'from gone g cross join (values (1::smallint), (4), (16), (64)) w (width) group by 1, 2, 3, 4, %4$s '
+                   'order by 3, 4, 1, 2, %4$s '
+                   'on conflict (width, first_day, merchant_id, livemode, %2$s) do update set %6$s)',
+                   k.name, array_to_string(k.keys, ', '), array_to_string(k.measures, ', '),
+                   (select string_agg('g.' || c, ', ' order by n) from unnest(k.keys) with ordinality u (c, n)),
+                   (select string_agg(format('sum(g.%I)', c), ', ' order by n) from unnest(k.measures) with ordinality u (c, n)),
+                   (select string_agg(format('%1$I = t.%1$I + excluded.%1$I', c), ', ') from unnest(k.measures) c)),
+                   '' order by k.name) as inserts
+          from affiliate.span_kind k
+         group by k.source
+         order by k.source
+    loop
+        execute format(
+            'with gone as (delete from affiliate.%1$I d where d.ctid in ('
+            'select e.ctid from affiliate.%1$I e where e.day < $1 limit $2 for update skip locked) returning d.*)'
+            '%2$s select count(*) from gone', s.source, s.inserts)
+          into moved
+         using affiliate.utc_day(now()) - 1, p_rows;
+        total := total + moved;
+    end loop;
+
+    return total;
+end
+$$;
+
+comment on function affiliate.fold_rollups is 'Moves the counts of days that are over into spans; returns how many rows it moved';
+
+-- Adds to a rollup of days by how much it, with its spans, differs from what a query counts anew for a period: rows of merchant_id,
+-- livemode, day, its keys and its measures. Whoever calls keeps others from counting.
+create function affiliate.correct_rollup(p_source text, p_truth text, p_first date, p_last date)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    k affiliate.span_kind;
+begin
+    select * into strict k from affiliate.span_kind x where x.source = p_source and x.keys @> '{affiliate_id}';
+    execute format(
+        'insert into affiliate.%1$I as t (merchant_id, livemode, day, %2$s, %3$s) '
+        'select x.merchant_id, x.livemode, x.day, %4$s, %5$s '
+        'from (%6$s union all select merchant_id, livemode, day, %2$s, %7$s from affiliate.%8$I where day between $1 and $2) x '
+        'group by x.merchant_id, x.livemode, x.day, %4$s having %9$s '
+        'on conflict (merchant_id, livemode, day, %2$s) do update set %10$s',
+        p_source, array_to_string(k.keys, ', '), array_to_string(k.measures, ', '),
+        (select string_agg('x.' || c, ', ' order by n) from unnest(k.keys) with ordinality u (c, n)),
+        (select string_agg(format('sum(x.%I)', c), ', ' order by n) from unnest(k.measures) with ordinality u (c, n)),
+        p_truth,
+        (select string_agg('-' || c, ', ' order by n) from unnest(k.measures) with ordinality u (c, n)),
+        p_source || 's',
+        (select string_agg(format('sum(x.%I) <> 0', c), ' or ') from unnest(k.measures) c),
+        (select string_agg(format('%1$I = t.%1$I + excluded.%1$I', c), ', ') from unnest(k.measures) c))
+    using p_first, p_last;
+end
+$$;
+
+-- Spans: each width has in it what the spans of one day have, those by campaign what those by campaign and affiliate have.
+create function affiliate.audit_spans()
+returns table (invariant text, merchant_id bigint, subject text, detail text)
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+set work_mem = '64MB'
+set jit = off
+as $$
+declare
+    s record;
+begin
+    for s in
+        select k.name, f.name as finest, k.keys,
+               array_to_string(k.keys || k.measures, ', ') as columns,
+               array_to_string(k.keys || array(select '-' || c from unnest(k.measures) c), ', ') as negated,
+               (select string_agg(format('sum(x.%I) <> 0', c), ' or ') from unnest(k.measures) c) as differs
+          from affiliate.span_kind k
+          join affiliate.span_kind f on f.source = k.source and f.keys @> '{affiliate_id}'
+         order by k.name
+    loop
+        return query execute format(
+            'select %1$L, x.merchant_id, format(''%2$s of %%s days from %%s'', x.width, x.first_day), '
+            '       ''differs: '' || jsonb_build_object(%3$s)::text '
+            '  from (select merchant_id, livemode, width, first_day, %4$s from affiliate.%2$I '
+            '         union all '
+            '        select d.merchant_id, d.livemode, w.width, affiliate.span_of(d.first_day, w.width), %5$s '
+            '          from affiliate.%6$I d cross join (values (1), (4), (16), (64)) w (width) where d.width = 1) x '
+            ' group by x.merchant_id, x.livemode, x.width, x.first_day, %7$s having %8$s',
+            'spans are their days', s.name,
+            (select string_agg(format('%L, x.%I', c, c), ', ') from unnest(s.keys) c),
+            s.columns, s.negated, s.finest,
+            (select string_agg('x.' || c, ', ') from unnest(s.keys) c), s.differs);
+    end loop;
+end
+$$;
+
+select affiliate.enter_as_owner('affiliate.fold_rollups(integer)');
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Counting anew
 -- ---------------------------------------------------------------------------------------------------------------
 
 -- Every order as it counts now: from its facts, its terms and its release.
@@ -1652,7 +1866,35 @@ select o.merchant_id, o.livemode, affiliate.utc_day(o.reported_at) as day, o.lin
 
 comment on view affiliate.order_counted is 'Every order by what it is counted by, with what it counts';
 
--- Counts all orders anew: for the migration, and for an owner who has changed some by hand.
+-- What the rollups of orders are, counted from the orders.
+create view affiliate.order_link_recount with (security_invoker = true) as
+select c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency,
+       count(*) filter (where c.state = 'pending') as pending, count(*) filter (where c.state = 'approved') as approved,
+       count(*) filter (where c.state = 'payable') as payable, count(*) filter (where c.state = 'cancelled') as cancelled,
+       count(*) filter (where c.state = 'refunded') as refunded, count(*) filter (where c.state = 'review') as review,
+       count(*) filter (where c.state = 'rejected') as rejected,
+       sum(c.amount_minor) as amount_minor, sum(c.kept_minor) as kept_minor,
+       coalesce(sum(c.commission_minor) filter (where not c.payable), 0) as commission_pending_minor,
+       coalesce(sum(c.commission_minor) filter (where c.payable), 0) as commission_payable_minor,
+       sum(c.reversed_minor) as commission_reversed_minor,
+       coalesce(sum(c.fee_minor) filter (where not c.payable), 0) as fee_pending_minor,
+       coalesce(sum(c.fee_minor) filter (where c.payable), 0) as fee_payable_minor
+  from affiliate.order_counted c
+ group by c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency;
+
+create view affiliate.order_sku_recount with (security_invoker = true) as
+select c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency,
+       count(*) filter (where c.state = 'pending') as pending,
+       count(*) filter (where c.state in ('approved', 'payable')) as approved,
+       count(*) filter (where c.state = 'cancelled') as cancelled, count(*) filter (where c.state = 'refunded') as refunded,
+       count(*) filter (where c.state = 'review') as review, count(*) filter (where c.state = 'rejected') as rejected,
+       sum(l.pieces) as pieces, sum(l.amount_minor) as amount_minor
+  from affiliate.order_counted c
+ cross join lateral affiliate.sku_lines(c.item_sku, c.item_quantity, c.item_amount) l
+ where c.item_sku is not null
+ group by c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency;
+
+-- Counts all orders anew, for an owner who has changed some by hand; by how much the rollups differ, is added to them.
 create function affiliate.recount_orders()
 returns bigint
 language plpgsql volatile
@@ -1666,47 +1908,18 @@ begin
     -- Whoever decides an order or releases one counts it in the same transaction, behind what they lock of it.
     lock table affiliate.order_fact, affiliate.hold in share row exclusive mode;
     lock table affiliate.order_link_day, affiliate.order_day, affiliate.order_sku_day in share row exclusive mode;
-    delete from affiliate.order_link_day;
-    delete from affiliate.order_day;
-    delete from affiliate.order_sku_day;
 
-    insert into affiliate.order_link_day
-    select c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency,
-           count(*) filter (where c.state = 'pending'), count(*) filter (where c.state = 'approved'),
-           count(*) filter (where c.state = 'payable'), count(*) filter (where c.state = 'cancelled'),
-           count(*) filter (where c.state = 'refunded'), count(*) filter (where c.state = 'review'),
-           count(*) filter (where c.state = 'rejected'),
-           sum(c.amount_minor), sum(c.kept_minor),
-           coalesce(sum(c.commission_minor) filter (where not c.payable), 0),
-           coalesce(sum(c.commission_minor) filter (where c.payable), 0),
-           sum(c.reversed_minor),
-           coalesce(sum(c.fee_minor) filter (where not c.payable), 0),
-           coalesce(sum(c.fee_minor) filter (where c.payable), 0)
-      from affiliate.order_counted c
-     group by c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency;
-
-    insert into affiliate.order_day
-    select l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id, l.currency,
-           sum(l.pending), sum(l.approved), sum(l.payable), sum(l.cancelled), sum(l.refunded), sum(l.review), sum(l.rejected),
-           sum(l.amount_minor), sum(l.kept_minor), sum(l.commission_pending_minor), sum(l.commission_payable_minor),
-           sum(l.commission_reversed_minor), sum(l.fee_pending_minor), sum(l.fee_payable_minor)
-      from affiliate.order_link_day l
-     group by l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id, l.currency;
-
-    insert into affiliate.order_sku_day
-    select c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency,
-           count(*) filter (where c.state = 'pending'), count(*) filter (where c.state in ('approved', 'payable')),
-           count(*) filter (where c.state = 'cancelled'), count(*) filter (where c.state = 'refunded'),
-           count(*) filter (where c.state = 'review'), count(*) filter (where c.state = 'rejected'),
-           sum(l.pieces), sum(l.amount_minor)
-      from affiliate.order_counted c
-     cross join lateral affiliate.sku_lines(c.item_sku, c.item_quantity, c.item_amount) l
-     where c.item_sku is not null
-     group by c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency;
+    perform affiliate.correct_rollup('order_link_day', 'select * from affiliate.order_link_recount', '-infinity', 'infinity');
+    perform affiliate.correct_rollup('order_day',
+        'select merchant_id, livemode, day, campaign_id, affiliate_id, currency, pending, approved, payable, cancelled, refunded, '
+        'review, rejected, amount_minor, kept_minor, commission_pending_minor, commission_payable_minor, '
+        'commission_reversed_minor, fee_pending_minor, fee_payable_minor from affiliate.order_link_days',
+        '-infinity', 'infinity');
+    perform affiliate.correct_rollup('order_sku_day', 'select * from affiliate.order_sku_recount', '-infinity', 'infinity');
 
     select coalesce(sum(d.pending + d.approved + d.payable + d.cancelled + d.refunded + d.review + d.rejected), 0)
       into counted
-      from affiliate.order_day d;
+      from affiliate.order_days d;
     return counted;
 end
 $$;
@@ -1724,66 +1937,6 @@ select o.merchant_id, o.order_no, o.reversed_minor as remembered_minor,
  where o.cancelled_at is not null
     or o.returned_at is not null
     or o.refunded_minor > 0;
-
--- Gives the orders that are there what they are counted by. A click that retention has dropped has no sub-id any more.
-create function affiliate.complete_orders()
-returns void
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-set work_mem = '256MB'
-set jit = off
-as $$
-begin
-    update affiliate.conversion c
-       set sub_id = x.sub_id
-      from (select v.merchant_id, v.conversion_id,
-                   affiliate.counted_sub_id(
-                       k.merchant_id, k.livemode, affiliate.utc_day(affiliate.click_time(k.id)), k.link_id, k.campaign_id,
-                       k.affiliate_id, k.sub_ids[1]) as sub_id
-              from affiliate.conversion v
-              join affiliate.click k on k.id = v.click_id and k.merchant_id = v.merchant_id and k.livemode = v.livemode
-             where not v.waiting
-               and v.click_problem is null
-               and k.sub_ids[1] <> '') x
-     where c.merchant_id = x.merchant_id
-       and c.conversion_id = x.conversion_id;
-
-    update affiliate.order_fact o
-       set sub_id = f.sub_id,
-           item_sku = f.item_sku,
-           item_quantity = f.item_quantity,
-           item_amount = f.item_amount
-      from (select v.merchant_id, v.livemode, v.order_id
-              from affiliate.conversion v
-             where v.sub_id is not null
-                or v.item_sku is not null
-             group by v.merchant_id, v.livemode, v.order_id) v
-     cross join lateral affiliate.order_facts(v.merchant_id, v.livemode, v.order_id) f
-     where o.merchant_id = v.merchant_id
-       and o.livemode = v.livemode
-       and o.order_id = v.order_id;
-
-    update affiliate.order_fact o
-       set reversed_minor = x.reversed_minor
-      from affiliate.order_reversed x
-     where o.merchant_id = x.merchant_id
-       and o.order_no = x.order_no
-       and x.reversed_minor > 0;
-
-    update affiliate.hold h
-       set day = affiliate.utc_day(o.reported_at),
-           campaign_id = o.campaign_id,
-           link_id = o.link_id,
-           sub_id = o.sub_id
-      from affiliate.order_fact o
-     where o.merchant_id = h.merchant_id
-       and o.order_no = h.order_no;
-end
-$$;
-
-select affiliate.recount_clicks(min(p.day), max(p.day)) from affiliate.click_partitions() p;
-select affiliate.complete_orders();
-select affiliate.recount_orders();
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- The proof
@@ -1938,9 +2091,12 @@ begin
            format('counted %s, there are %s',
                   (l.valid, l.duplicate, l.suspect, l.prefetch, l.preview, l.bot),
                   (r.valid, r.duplicate, r.suspect, r.prefetch, r.preview, r.bot))
-      from (select l.*
-              from affiliate.click_link_day l
-              join kept using (day)) l
+      from (select l.merchant_id, l.livemode, l.day, l.link_id, l.campaign_id, l.affiliate_id,
+                   sum(l.valid) as valid, sum(l.duplicate) as duplicate, sum(l.suspect) as suspect,
+                   sum(l.prefetch) as prefetch, sum(l.preview) as preview, sum(l.bot) as bot
+              from affiliate.click_link_days l
+              join kept using (day)
+             group by 1, 2, 3, 4, 5, 6) l
       full join (
                select r.merchant_id, r.livemode, r.day, r.link_id, r.campaign_id, r.affiliate_id,
                       sum(r.valid) as valid, sum(r.duplicate) as duplicate, sum(r.suspect) as suspect,
@@ -2016,16 +2172,24 @@ begin
                   coalesce(d.affiliate_id, l.affiliate_id), coalesce(d.day, l.day)),
            format('counted %s, links have %s', (d.valid, d.duplicate, d.suspect, d.prefetch, d.preview, d.bot),
                   (l.valid, l.duplicate, l.suspect, l.prefetch, l.preview, l.bot))
-      from affiliate.click_day d
+      from (
+               select d.merchant_id, d.livemode, d.day, d.campaign_id, d.affiliate_id,
+                      sum(d.valid) as valid, sum(d.duplicate) as duplicate, sum(d.suspect) as suspect,
+                      sum(d.prefetch) as prefetch, sum(d.preview) as preview, sum(d.bot) as bot
+                 from affiliate.click_days d
+                group by 1, 2, 3, 4, 5
+           ) d
       full join (
                select l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id,
                       sum(l.valid) as valid, sum(l.duplicate) as duplicate, sum(l.suspect) as suspect,
                       sum(l.prefetch) as prefetch, sum(l.preview) as preview, sum(l.bot) as bot
-                 from affiliate.click_link_day l
+                 from affiliate.click_link_days l
                 group by 1, 2, 3, 4, 5
            ) l using (merchant_id, livemode, day, campaign_id, affiliate_id)
-     where (d.valid, d.duplicate, d.suspect, d.prefetch, d.preview, d.bot)
-           is distinct from (l.valid, l.duplicate, l.suspect, l.prefetch, l.preview, l.bot)
+     where (coalesce(d.valid, 0), coalesce(d.duplicate, 0), coalesce(d.suspect, 0),
+            coalesce(d.prefetch, 0), coalesce(d.preview, 0), coalesce(d.bot, 0))
+           <> (coalesce(l.valid, 0), coalesce(l.duplicate, 0), coalesce(l.suspect, 0),
+               coalesce(l.prefetch, 0), coalesce(l.preview, 0), coalesce(l.bot, 0))
     union all
     select 'sub ids of a link are bounded', s.merchant_id, format('link %s %s', s.link_id, s.day),
            format('%s by themselves%s', count(*) filter (where s.sub_id <> ''),
@@ -2048,21 +2212,10 @@ begin
                    sum(x.sign * x.fee_payable_minor)))
       from (
                select l.*, 1 as sign
-                 from affiliate.order_link_day l
+                 from affiliate.order_link_days l
                union all
-               select c.merchant_id, c.livemode, c.day, c.link_id, c.campaign_id, c.affiliate_id, c.sub_id, c.currency,
-                      count(*) filter (where c.state = 'pending'), count(*) filter (where c.state = 'approved'),
-                      count(*) filter (where c.state = 'payable'), count(*) filter (where c.state = 'cancelled'),
-                      count(*) filter (where c.state = 'refunded'), count(*) filter (where c.state = 'review'),
-                      count(*) filter (where c.state = 'rejected'),
-                      sum(c.amount_minor), sum(c.kept_minor),
-                      coalesce(sum(c.commission_minor) filter (where not c.payable), 0),
-                      coalesce(sum(c.commission_minor) filter (where c.payable), 0),
-                      sum(c.reversed_minor),
-                      coalesce(sum(c.fee_minor) filter (where not c.payable), 0),
-                      coalesce(sum(c.fee_minor) filter (where c.payable), 0), -1
-                 from affiliate.order_counted c
-                group by 1, 2, 3, 4, 5, 6, 7, 8
+               select r.*, -1
+                 from affiliate.order_link_recount r
            ) x
      group by x.merchant_id, x.livemode, x.day, x.link_id, x.campaign_id, x.affiliate_id, x.sub_id, x.currency
     having (sum(x.sign * x.pending), sum(x.sign * x.approved), sum(x.sign * x.payable), sum(x.sign * x.cancelled),
@@ -2076,14 +2229,14 @@ begin
            format('campaign %s affiliate %s %s %s', x.campaign_id, x.affiliate_id, x.day, x.currency), 'differ'
       from (
                select d.*, 1 as sign
-                 from affiliate.order_day d
+                 from affiliate.order_days d
                union all
                select l.merchant_id, l.livemode, l.day, l.campaign_id, l.affiliate_id, l.currency,
                       sum(l.pending), sum(l.approved), sum(l.payable), sum(l.cancelled), sum(l.refunded), sum(l.review),
                       sum(l.rejected), sum(l.amount_minor), sum(l.kept_minor), sum(l.commission_pending_minor),
                       sum(l.commission_payable_minor), sum(l.commission_reversed_minor), sum(l.fee_pending_minor),
                       sum(l.fee_payable_minor), -1
-                 from affiliate.order_link_day l
+                 from affiliate.order_link_days l
                 group by 1, 2, 3, 4, 5, 6
            ) x
      group by x.merchant_id, x.livemode, x.day, x.campaign_id, x.affiliate_id, x.currency
@@ -2101,18 +2254,10 @@ begin
                                 sum(x.sign * x.pieces), sum(x.sign * x.amount_minor)))
       from (
                select s.*, 1 as sign
-                 from affiliate.order_sku_day s
+                 from affiliate.order_sku_days s
                union all
-               select c.merchant_id, c.livemode, c.day, l.sku, c.campaign_id, c.affiliate_id, c.currency,
-                      count(*) filter (where c.state = 'pending'),
-                      count(*) filter (where c.state in ('approved', 'payable')),
-                      count(*) filter (where c.state = 'cancelled'), count(*) filter (where c.state = 'refunded'),
-                      count(*) filter (where c.state = 'review'), count(*) filter (where c.state = 'rejected'),
-                      sum(l.pieces), sum(l.amount_minor), -1
-                 from affiliate.order_counted c
-                cross join lateral affiliate.sku_lines(c.item_sku, c.item_quantity, c.item_amount) l
-                where c.item_sku is not null
-                group by 1, 2, 3, 4, 5, 6, 7
+               select r.*, -1
+                 from affiliate.order_sku_recount r
            ) x
      group by x.merchant_id, x.livemode, x.day, x.sku, x.campaign_id, x.affiliate_id, x.currency
     having (sum(x.sign * x.pending), sum(x.sign * x.approved), sum(x.sign * x.cancelled), sum(x.sign * x.refunded),
@@ -2132,7 +2277,10 @@ begin
      where (h.day, h.campaign_id, h.link_id, h.sub_id, h.affiliate_id, h.currency)
            is distinct from
            (affiliate.utc_day(o.reported_at), o.campaign_id, o.link_id, o.sub_id, o.posted_affiliate_id,
-            coalesce(o.currency, o.posted_currency));
+            coalesce(o.currency, o.posted_currency))
+    union all
+    select *
+      from affiliate.audit_spans();
 end
 $$;
 

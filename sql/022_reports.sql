@@ -131,25 +131,51 @@ insert into affiliate.report_kind values
 
 grant select on affiliate.report_kind to affiliate_tenant;
 
--- The conditions of a report on the rows of a rollup, as SQL: only numbers, days and truths come into it, and texts quoted.
-create function affiliate.report_where(p_actor affiliate.actor, p_request jsonb, p_orders boolean)
+-- What a report reads of a rollup of days and its spans, as SQL: only numbers, days and truths come into it, and texts
+-- quoted. p_select is what it takes of a row, whose `day` is a span's first; only a report by days asks for that.
+create function affiliate.report_source(p_actor affiliate.actor, p_request jsonb, p_source text, p_select text)
 returns text
 language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
     period record;
+    today date := affiliate.utc_day(now());
+    asked_affiliate text := case when p_actor.kind = 'affiliate' then p_actor.affiliate_id
+                                 else affiliate.id_field(p_request, 'affiliate') end;
+    conditions text;
+    spans text;
+    span_table text;
 begin
     select * into period from affiliate.period_field(p_request, 30, 400);
-    return concat_ws(' and ',
-        format('livemode = %L and day between %L and %L', p_actor.livemode, period.first, period.last),
+    conditions := concat_ws(' and ',
+        format('livemode = %L', p_actor.livemode),
         'merchant_id = ' || case when p_actor.kind in ('merchant', 'key') then p_actor.merchant_id
                                  else affiliate.id_field(p_request, 'merchant') end,
-        'affiliate_id = ' || case when p_actor.kind = 'affiliate' then p_actor.affiliate_id
-                                  else affiliate.id_field(p_request, 'affiliate') end,
+        'affiliate_id = ' || asked_affiliate,
         'campaign_id = ' || affiliate.id_field(p_request, 'campaign'),
         'link_id = ' || affiliate.id_field(p_request, 'link'),
-        case when p_orders then 'currency = ' || quote_literal(affiliate.currency_field(p_request, 'currency')) end);
+        case when p_source like 'order%' then 'currency = ' || quote_literal(affiliate.currency_field(p_request, 'currency')) end);
+
+    select k.name into span_table
+      from affiliate.span_kind k
+     where k.source = p_source
+       and (k.keys @> '{affiliate_id}' or asked_affiliate is null and p_request ->> 'by' <> 'affiliate')
+     order by cardinality(k.keys)
+     limit 1;
+    if p_request ->> 'by' = 'day' then
+        select string_agg(format('(1::smallint, %L::date)', period.first + n), ', ') into spans
+          from generate_series(0, least(period.last, today) - period.first) n;
+    else
+        select string_agg(format('(%s::smallint, %L::date)', s.width, s.first_day), ', ') into spans
+          from affiliate.spans_of(period.first, period.last, today) s;
+    end if;
+
+    return format('select %s from affiliate.%I where %s and day between %L and %L',
+                  p_select, p_source, conditions, period.first, period.last)
+           || case when span_table is null or spans is null then ''
+                   else format(' union all select %s from (select *, first_day as day from affiliate.%I) s '
+                               'where %s and (width, first_day) in (values %s)', p_select, span_table, conditions, spans) end;
 end
 $$;
 
@@ -170,21 +196,24 @@ declare
     source text;
 begin
     select * into kind from affiliate.report_kind k where k.name = p_request ->> 'by';
-    clicks := coalesce(kind.clicks, 'click_day');
+    clicks := kind.clicks;
     orders := kind.orders;
     if p_request ? 'link' and clicks = 'click_day' then
         clicks := 'click_link_day';
         orders := 'order_link_day';
     end if;
 
-    source := format('select %s as key, %s from affiliate.%I where %s', coalesce(kind.click_key, '0'), verdicts, clicks,
-                     affiliate.report_where(p_actor, p_request, false) || case when is_product then ' and false' else '' end);
+    if is_product then
+        source := 'select null::text as key, null::bigint as valid, null::bigint as duplicate, null::bigint as suspect, '
+                  'null::bigint as prefetch, null::bigint as preview, null::bigint as bot where false';
+    else
+        source := affiliate.report_source(p_actor, p_request, clicks, format('%s as key, %s', kind.click_key, verdicts));
+    end if;
     if kind.name = 'sub_id' then
         -- Clicks without a sub-id are those of the links less those that have one.
-        source := source || format(
-            ' union all select ''n'', %1$s from affiliate.click_link_day where %2$s'
-            ' union all select ''n'', -valid, -duplicate, -suspect, -prefetch, -preview, -bot from affiliate.click_sub_day where %2$s',
-            verdicts, affiliate.report_where(p_actor, p_request, false));
+        source := concat_ws(' union all ', source,
+            affiliate.report_source(p_actor, p_request, 'click_link_day', format('''n'', %s', verdicts)),
+            affiliate.report_source(p_actor, p_request, 'click_sub_day', '''n'', -valid, -duplicate, -suspect, -prefetch, -preview, -bot'));
     end if;
 
     return query execute format($sql$
@@ -195,13 +224,12 @@ begin
              group by key
         ),
         o as (
-            select %2$s as key, currency,
+            select key, currency,
                    sum(pending) as pending, sum(approved) as approved, %3$s as payable, sum(cancelled) as cancelled,
                    sum(refunded) as refunded, sum(review) as review, sum(rejected) as rejected,
                    %4$s, sum(amount_minor) as amount
-              from affiliate.%5$I
-             where %6$s
-             group by 1, 2
+              from (%2$s) s
+             group by key, currency
         ),
         m as (
             select o.key, sum(o.pending) as pending, sum(o.approved) as approved, sum(o.payable) as payable,
@@ -228,7 +256,11 @@ begin
           full join m on m.key::text = c.key::text
          where coalesce(c.valid + c.duplicate + c.suspect + c.prefetch + c.preview + c.bot, 0) <> 0
             or coalesce(m.pending + m.approved + m.payable + m.cancelled + m.refunded + m.review + m.rejected, 0) <> 0$sql$,
-        source, kind.order_key,
+        source,
+        affiliate.report_source(p_actor, p_request, orders,
+            format('%s as key, currency, %s', kind.order_key,
+                   (select array_to_string(k.measures, ', ') from affiliate.span_kind k
+                     where k.source = orders and k.keys @> '{affiliate_id}'))),
         case when is_product then '0::numeric' else 'sum(payable)' end,
         case when is_product then
             'sum(pieces) as pieces, 0::numeric as kept, 0::numeric as commission_pending, 0::numeric as commission_payable, '
@@ -237,8 +269,7 @@ begin
             '0::numeric as pieces, sum(kept_minor) as kept, sum(commission_pending_minor) as commission_pending, '
             'sum(commission_payable_minor) as commission_payable, sum(commission_reversed_minor) as commission_reversed, '
             'sum(fee_pending_minor) as fee_pending, sum(fee_payable_minor) as fee_payable'
-        end,
-        orders, affiliate.report_where(p_actor, p_request, true));
+        end);
 end
 $$;
 
@@ -443,7 +474,7 @@ begin
                                   else affiliate.id_field(p_request, 'affiliate') end,
         'campaign_id = ' || affiliate.id_field(p_request, 'campaign'),
         'link_id = ' || affiliate.id_field(p_request, 'link'));
-    execute format('select min(day) as first, max(day) as last from affiliate.click_link_day where %s and day between %L and %L',
+    execute format('select min(day) as first, max(day) as last from affiliate.click_link_days where %s and day between %L and %L',
                    conditions, period.first, period.last) into days;
     if days.first is null then
         return;

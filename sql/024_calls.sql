@@ -621,7 +621,7 @@ as $$
             'Make a test key, and keep its secret where your shop keeps such: it is shown once.'),
         (3, 'test_link_followed',
             least(r.clicked,
-                  (select min(d.day)::timestamptz from affiliate.click_day d
+                  (select min(d.day)::timestamptz from affiliate.click_days d
                     where d.merchant_id = p_merchant_id and not d.livemode and d.valid + d.duplicate + d.suspect > 0)),
             'A test link was followed',
             'Open a test link in a browser; your landing page must keep the affiliate_click_id that comes with it until the order.'),

@@ -1,9 +1,15 @@
-/* Partitions: those of the coming days exist ahead of time, those beyond retention go. Safe beside
- * other daemons. */
+/*
+ * Partitions: those of the coming days exist ahead of time, those beyond retention go; and counts
+ * of days that are over move into spans. Safe beside other daemons.
+ */
 
 #include "worker/role.h"
 
+#include <stdlib.h>
 #include <string.h>
+
+/* Of each rollup, in one transaction: some milliseconds a thousand. */
+#define FOLD_ROWS "5000"
 
 static bool
 partitions_maintain(struct role *role, PGconn *pg)
@@ -38,6 +44,34 @@ partitions_maintain(struct role *role, PGconn *pg)
     return !AFF_FAULT("partitions.maintained") || role_failed(role, "an injected fault");
 }
 
+/* Some at a time, so that whoever counts late clicks of those days never waits for long. */
+static bool
+partitions_fold(struct role *role, PGconn *pg)
+{
+    long long moved = 0, rows = 1;
+
+    while (rows > 0 && !role_should_end(role)) {
+        struct pg_error error;
+        PGresult *result =
+            pg_query(pg, "select affiliate.fold_rollups(" FOLD_ROWS ")", 0, NULL, 0, &error);
+
+        if (result == NULL) {
+            return role_failed_pg(role, "moving counts into spans", &error);
+        }
+
+        rows = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+        moved += rows;
+        PQclear(result);
+        role_count(role, COUNTER_TRANSACTIONS, 1);
+    }
+
+    if (moved > 0) {
+        log_info("moved %lld counts of days that are over into spans", moved);
+    }
+
+    return true;
+}
+
 /* A connection for each turn: there is an hour between two. */
 static bool
 partitions_serve(struct role *role)
@@ -51,7 +85,7 @@ partitions_serve(struct role *role)
             return role_failed_pg(role, "connecting", &error);
         }
 
-        ok = partitions_maintain(role, pg);
+        ok = partitions_maintain(role, pg) && partitions_fold(role, pg);
         PQfinish(pg);
         if (!ok) {
             return false;

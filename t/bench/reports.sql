@@ -61,4 +61,11 @@ select l.merchant_id, true, true, false, false, 0, 0, 1, n, now() - random() * i
   from (select n, 1 + floor(power(random(), 2.5) * 10000)::integer as link_id from generate_series(1, :clicks / 50) n) c
   join public.bench_link l using (link_id);
 select affiliate.recount_orders() \g /dev/null
+do $$
+begin
+    while affiliate.fold_rollups(20000) > 0 loop
+        commit;
+    end loop;
+end
+$$;
 vacuum analyze;

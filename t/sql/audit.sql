@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(46);
+select plan(48);
 
 select pg_temp.click(1) \g /dev/null
 select pg_temp.stage(jsonb_build_object('order', n, 'status', 'approved', 'amount', 10000, 'key', 'k' || n,
@@ -94,6 +94,9 @@ insert into planted values
     ('delete from affiliate.order_link_day', 'orders of a link are the recount'),
     ('update affiliate.order_day set payable = payable + 1', 'orders of a day are those of its links'),
     ('update affiliate.order_sku_day set pieces = pieces - 1', 'orders of a product are the recount'),
+    ('insert into affiliate.click_link_span values (900001, true, 16, ''2026-01-01'', 900041, 900031, 900011, 1, 0, 0, 0, 0, 0)',
+     'spans are their days'),
+    ('insert into affiliate.click_campaign_span values (900001, true, 1, ''2026-01-01'', 900031, 1, 0, 0, 0, 0, 0)', 'spans are their days'),
     ('update affiliate.order_fact set reversed_minor = 5 where reversed_minor is not null', 'order remembers what was taken of it'),
     ('update affiliate.hold set day = day + 1', 'hold is counted as its order is');
 
