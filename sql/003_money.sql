@@ -256,7 +256,7 @@ comment on function affiliate.position(affiliate.order_fact, affiliate.terms)
 create function affiliate.amount_text(p_minor numeric, p_decimals smallint)
 returns text
 language sql immutable parallel safe
-return round(p_minor / power(10::numeric, p_decimals::numeric), p_decimals::integer)::text;
+return round(p_minor / ('{1,10,100,1000,10000,100000,1000000,10000000,100000000}'::numeric[])[p_decimals + 1], p_decimals::integer)::text;
 
 create function affiliate.money_text(p_minor bigint, p_currency text)
 returns text

@@ -205,10 +205,23 @@ select affiliate.fence(t, p_others =>
   from unnest(array['affiliate.terms', 'affiliate.creative']::regclass[]) t;
 select affiliate.fence('affiliate.network_fee');
 
--- A merchant sees who has joined, or wants to.
+-- Whether an affiliate has joined a merchant, wants to, or has links of it. Its plans are kept: a report asks for each of its lines.
+create function affiliate.knows_affiliate(p_merchant_id bigint, p_affiliate_id bigint)
+returns boolean
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    return exists (select from affiliate.membership j where j.affiliate_id = p_affiliate_id and j.merchant_id = p_merchant_id)
+        or exists (select from affiliate.link l where l.affiliate_id = p_affiliate_id and l.merchant_id = p_merchant_id);
+end
+$$;
+
+select affiliate.enter_as_tenant('affiliate.knows_affiliate(bigint, bigint)');
+
+-- A merchant sees those.
 select affiliate.fence('affiliate.affiliate', p_merchant => null, p_affiliate => 'affiliate_id', p_others =>
-    $$exists (select from affiliate.link l where l.affiliate_id = affiliate.affiliate_id and l.merchant_id = (select affiliate.fence_merchant()))
-      or exists (select from affiliate.membership j where j.affiliate_id = affiliate.affiliate_id and j.merchant_id = (select affiliate.fence_merchant()))$$);
+    $$(select affiliate.fence_merchant()) is not null and affiliate.knows_affiliate((select affiliate.fence_merchant()), affiliate_id)$$);
 revoke select on affiliate.affiliate from affiliate_tenant;
 grant select (affiliate_id, name, suspended, decision, state, version, created_at) on affiliate.affiliate to affiliate_tenant;
 

@@ -12,6 +12,10 @@ create index order_fact_affiliate on affiliate.order_fact (affiliate_id, livemod
 create index hold_affiliate on affiliate.hold (affiliate_id, due_at);
 create index release_affiliate on affiliate.release (affiliate_id, released_at);
 
+-- What a report by campaigns or links names its lines by. (The ids of all merchants come from one sequence.)
+create index campaign_id on affiliate.campaign (campaign_id);
+create index link_id on affiliate.link (link_id);
+
 -- Of transfers, only those of a month: they were written in the order of their time, so this takes a page or two.
 create index transfer_created on affiliate.transfer using brin (created_at) with (pages_per_range = 32);
 
@@ -82,6 +86,7 @@ return round(p_part / nullif(p_whole, 0), 4)::text;
 
 create type affiliate.report_row as (
     key                 text,
+    id                  bigint,
     gross               bigint,
     valid               bigint,
     duplicate           bigint,
@@ -103,7 +108,7 @@ create type affiliate.report_row as (
     money               jsonb
 );
 
-comment on type affiliate.report_row is 'One line of a report. amount_minor and commission_minor are of all currencies of the line: good for sorting where that is one';
+comment on type affiliate.report_row is 'One line of a report. id is its key where that is a number. amount_minor and commission_minor are of all currencies of the line: good for sorting where that is one';
 
 -- What each report goes by: the rollups that have it, and what names a line there. A line of no campaign or affiliate has 0. Of
 -- sub-ids: n for none, o for those that came too late for a row of their own, s and the sub-id.
@@ -113,21 +118,36 @@ create table affiliate.report_kind (
     orders          text not null,
     click_key       text,
     order_key       text not null,
-    sort            text not null
+    sort            text not null,
+    members         text not null
 );
 
 comment on table affiliate.report_kind is 'What reports go by, and where they take it from';
+comment on column affiliate.report_kind.members is 'What a line is about, as SQL of its key: evaluated for the lines of the page only';
 
 insert into affiliate.report_kind values
-    ('total', 'click_day', 'order_day', '''all''', '''all''', 'key'),
-    ('day', 'click_day', 'order_day', 'day', 'day', '-key'),
-    ('merchant', 'click_day', 'order_day', 'merchant_id', 'merchant_id', '-reported'),
-    ('campaign', 'click_day', 'order_day', 'campaign_id', 'coalesce(campaign_id, 0)', '-reported'),
-    ('affiliate', 'click_day', 'order_day', 'affiliate_id', 'coalesce(affiliate_id, 0)', '-reported'),
-    ('link', 'click_link_day', 'order_link_day', 'link_id', 'coalesce(link_id, 0)', '-reported'),
+    ('total', 'click_day', 'order_day', '''all''', '''all''', 'key',
+     $$ '{}'::jsonb $$),
+    ('day', 'click_day', 'order_day', 'day', 'day', '-key',
+     $$ jsonb_build_object('day', x.key) $$),
+    ('merchant', 'click_day', 'order_day', 'merchant_id', 'merchant_id', '-reported',
+     $$ jsonb_build_object('merchant', x.id,
+                           'merchant_name', (select m.name from affiliate.merchant m where m.merchant_id = x.id)) $$),
+    ('campaign', 'click_day', 'order_day', 'campaign_id', 'coalesce(campaign_id, 0)', '-reported',
+     $$ jsonb_build_object('campaign', nullif(x.id, 0),
+                           'campaign_name', (select c.name from affiliate.campaign c where c.campaign_id = x.id limit 1)) $$),
+    ('affiliate', 'click_day', 'order_day', 'affiliate_id', 'coalesce(affiliate_id, 0)', '-reported',
+     $$ jsonb_build_object('affiliate', nullif(x.id, 0),
+                           'affiliate_name', (select a.name from affiliate.affiliate a where a.affiliate_id = x.id)) $$),
+    ('link', 'click_link_day', 'order_link_day', 'link_id', 'coalesce(link_id, 0)', '-reported',
+     $$ jsonb_build_object('link', nullif(x.id, 0),
+                           'code', (select l.code from affiliate.link l where l.link_id = x.id limit 1)) $$),
     ('sub_id', 'click_sub_day', 'order_link_day', 'case when sub_id = '''' then ''o'' else ''s'' || sub_id end',
-     'case when sub_id is null then ''n'' when sub_id = '''' then ''o'' else ''s'' || sub_id end', '-reported'),
-    ('product', null, 'order_sku_day', null, 'sku', '-reported');
+     'case when sub_id is null then ''n'' when sub_id = '''' then ''o'' else ''s'' || sub_id end', '-reported',
+     $$ jsonb_build_object('sub_id', case when left(x.key, 1) = 's' then substr(x.key, 2) end,
+                           'kind', case left(x.key, 1) when 's' then 'one' when 'o' then 'others' else 'none' end) $$),
+    ('product', null, 'order_sku_day', null, 'sku', '-reported',
+     $$ jsonb_build_object('sku', x.key) $$);
 
 grant select on affiliate.report_kind to affiliate_tenant;
 
@@ -243,7 +263,7 @@ begin
               from o
              group by o.key
         )
-        select coalesce(c.key::text, m.key::text),
+        select coalesce(c.key::text, m.key::text), %5$s,
                coalesce(c.valid + c.duplicate + c.suspect + c.prefetch + c.preview + c.bot, 0)::bigint,
                coalesce(c.valid, 0)::bigint, coalesce(c.duplicate, 0)::bigint, coalesce(c.suspect, 0)::bigint,
                coalesce(c.prefetch, 0)::bigint, coalesce(c.preview, 0)::bigint, coalesce(c.bot, 0)::bigint,
@@ -269,82 +289,55 @@ begin
             '0::numeric as pieces, sum(kept_minor) as kept, sum(commission_pending_minor) as commission_pending, '
             'sum(commission_payable_minor) as commission_payable, sum(commission_reversed_minor) as commission_reversed, '
             'sum(fee_pending_minor) as fee_pending, sum(fee_payable_minor) as fee_payable'
-        end);
+        end,
+        case when kind.name in ('merchant', 'campaign', 'affiliate', 'link') then 'coalesce(c.key, m.key)' else 'null::bigint' end);
 end
 $$;
 
--- A line's money in one currency, for those who may see it: the fee and what the merchant owes are not the affiliate's.
-create function affiliate.report_money_json(p_money jsonb, p_valid bigint, p_product boolean, p_affiliate boolean)
-returns jsonb
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select jsonb_build_object('currency', k.currency, 'amount', affiliate.amount_text(m.amount, k.decimals))
-           || case when p_product then '{}' else jsonb_build_object(
-                  'kept', affiliate.amount_text(m.kept, k.decimals),
-                  'commission_pending', affiliate.amount_text(m.commission_pending, k.decimals),
-                  'commission_payable', affiliate.amount_text(m.commission_payable, k.decimals),
-                  'commission_reversed', affiliate.amount_text(m.commission_reversed, k.decimals),
-                  'epc', affiliate.amount_text((m.commission_pending + m.commission_payable) * 100 / nullif(p_valid, 0),
-                                               (k.decimals + 2)::smallint)) end
-           || case when p_product or p_affiliate then '{}' else jsonb_build_object(
-                  'fee_pending', affiliate.amount_text(m.fee_pending, k.decimals),
-                  'fee_payable', affiliate.amount_text(m.fee_payable, k.decimals),
-                  'accrued', affiliate.amount_text(m.commission_pending + m.fee_pending, k.decimals),
-                  'owed', affiliate.amount_text(m.commission_payable + m.fee_payable, k.decimals)) end
-      from jsonb_to_record(p_money) as m(
-               currency text, amount numeric, kept numeric, commission_pending numeric, commission_payable numeric,
-               commission_reversed numeric, fee_pending numeric, fee_payable numeric)
-      join affiliate.currency k using (currency)
-$$;
-
--- What a line is about.
-create function affiliate.report_key_json(p_by text, p_key text)
-returns jsonb
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select case p_by
-               when 'day' then jsonb_build_object('day', p_key)
-               when 'merchant' then jsonb_build_object(
-                   'merchant', p_key::bigint,
-                   'merchant_name', (select m.name from affiliate.merchant m where m.merchant_id = p_key::bigint))
-               when 'campaign' then jsonb_build_object(
-                   'campaign', nullif(p_key::bigint, 0),
-                   'campaign_name', (select c.name from affiliate.campaign c where c.campaign_id = p_key::bigint limit 1))
-               when 'affiliate' then jsonb_build_object(
-                   'affiliate', nullif(p_key::bigint, 0),
-                   'affiliate_name', (select a.name from affiliate.affiliate a where a.affiliate_id = p_key::bigint))
-               when 'link' then jsonb_build_object(
-                   'link', nullif(p_key::bigint, 0),
-                   'code', (select l.code from affiliate.link l where l.link_id = p_key::bigint limit 1))
-               when 'sub_id' then jsonb_build_object(
-                   'sub_id', case when left(p_key, 1) = 's' then substr(p_key, 2) end,
-                   'kind', case left(p_key, 1) when 's' then 'one' when 'o' then 'others' else 'none' end)
-               when 'product' then jsonb_build_object('sku', p_key)
-               else '{}'::jsonb
-           end
-$$;
-
+-- A line's numbers. The fee and what the merchant owes are not the affiliate's. plpgsql keeps its plan; one of sql that is called
+-- for each row would be planned for each.
 create function affiliate.report_json(p_by text, p_affiliate boolean, r affiliate.report_row)
 returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select affiliate.report_key_json(p_by, r.key)
-           || case when p_by = 'product' then jsonb_build_object('pieces', r.pieces) else jsonb_build_object(
-                  'clicks', jsonb_build_object(
-                      'gross', r.gross, 'valid', r.valid, 'duplicate', r.duplicate, 'suspect', r.suspect,
-                      'prefetch', r.prefetch, 'preview', r.preview, 'bot', r.bot),
-                  'conversion_rate', affiliate.ratio_text(r.reported, r.valid)) end
-           || jsonb_build_object(
-                  'orders', jsonb_build_object(
-                      'reported', r.reported, 'pending', r.pending, 'approved', r.approved, 'payable', r.payable,
-                      'cancelled', r.cancelled, 'refunded', r.refunded, 'review', r.review, 'rejected', r.rejected),
-                  'approval_rate', affiliate.ratio_text(r.approved + r.payable, r.reported - r.pending - r.review),
-                  'money', (select coalesce(jsonb_agg(affiliate.report_money_json(m, r.valid, p_by = 'product', p_affiliate)
-                                                      order by n), '[]')
-                              from jsonb_array_elements(r.money) with ordinality as t(m, n)))
+declare
+    product boolean := p_by = 'product';
+begin
+    return (
+        select case when product then jsonb_build_object('pieces', r.pieces) else jsonb_build_object(
+                      'clicks', jsonb_build_object(
+                          'gross', r.gross, 'valid', r.valid, 'duplicate', r.duplicate, 'suspect', r.suspect,
+                          'prefetch', r.prefetch, 'preview', r.preview, 'bot', r.bot),
+                      'conversion_rate', affiliate.ratio_text(r.reported, r.valid)) end
+               || jsonb_build_object(
+                      'orders', jsonb_build_object(
+                          'reported', r.reported, 'pending', r.pending, 'approved', r.approved, 'payable', r.payable,
+                          'cancelled', r.cancelled, 'refunded', r.refunded, 'review', r.review, 'rejected', r.rejected),
+                      'approval_rate', affiliate.ratio_text(r.approved + r.payable, r.reported - r.pending - r.review),
+                      'money', coalesce(
+                          jsonb_agg(
+                              jsonb_build_object('currency', k.currency, 'amount', affiliate.amount_text(m.amount, k.decimals))
+                              || case when product then '{}' else jsonb_build_object(
+                                     'kept', affiliate.amount_text(m.kept, k.decimals),
+                                     'commission_pending', affiliate.amount_text(m.commission_pending, k.decimals),
+                                     'commission_payable', affiliate.amount_text(m.commission_payable, k.decimals),
+                                     'commission_reversed', affiliate.amount_text(m.commission_reversed, k.decimals),
+                                     'epc', affiliate.amount_text(
+                                                (m.commission_pending + m.commission_payable) * 100 / nullif(r.valid, 0),
+                                                (k.decimals + 2)::smallint)) end
+                              || case when product or p_affiliate then '{}' else jsonb_build_object(
+                                     'fee_pending', affiliate.amount_text(m.fee_pending, k.decimals),
+                                     'fee_payable', affiliate.amount_text(m.fee_payable, k.decimals),
+                                     'accrued', affiliate.amount_text(m.commission_pending + m.fee_pending, k.decimals),
+                                     'owed', affiliate.amount_text(m.commission_payable + m.fee_payable, k.decimals)) end
+                              order by m.currency),
+                          '[]'))
+          from jsonb_to_recordset(r.money) as m(
+                   currency text, amount numeric, kept numeric, commission_pending numeric, commission_payable numeric,
+                   commission_reversed numeric, fee_pending numeric, fee_payable numeric)
+          join affiliate.currency k using (currency));
+end
 $$;
 
 -- A report for whoever may have it. p_kinds are what it may go by.
@@ -355,6 +348,7 @@ set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
     wanted text := p_request ->> 'by';
+    kind affiliate.report_kind;
     sort text := ltrim(p_request ->> 'sort', '-');
 begin
     perform affiliate.check_page(p_request, p_filters || '{by,from,to,campaign,link,currency}'::text[]);
@@ -368,13 +362,14 @@ begin
         perform affiliate.refuse('sort', 'by money needs a currency');
     end if;
 
+    select * into kind from affiliate.report_kind k where k.name = wanted;
     -- Unless it says otherwise, as the kind has it.
-    p_request := jsonb_build_object('sort', (select k.sort from affiliate.report_kind k where k.name = wanted)) || p_request;
+    p_request := jsonb_build_object('sort', kind.sort) || p_request;
     return query select affiliate.page(p_actor, p_request,
-        'select r, r.key, r.gross, r.valid, r.reported, r.approved + r.payable as approved, r.amount_minor as amount,
+        'select r, r.key, r.id, r.gross, r.valid, r.reported, r.approved + r.payable as approved, r.amount_minor as amount,
                 r.commission_minor as commission
            from affiliate.report_rows($1, $2) r',
-        format('affiliate.report_json(%L, %L, x.r)', wanted, p_actor.kind = 'affiliate'),
+        format('%s || affiliate.report_json(%L, %L, x.r)', kind.members, wanted, p_actor.kind = 'affiliate'),
         '{key text,gross bigint,valid bigint,reported bigint,approved bigint,amount numeric,commission numeric}', 'key text');
 end
 $$;

@@ -1,5 +1,6 @@
 -- What reports are measured on: 90 days of clicks of 10 000 links, few of which have most of the clicks, 20 sub-ids, and an order
--- for every 50 clicks. Merchant 1 has half of it. Clicks are written into their partitions, and counted day by day.
+-- for every 50 clicks. Merchant 1 has half of it. Clicks are written into their partitions, counted, and moved into spans day by
+-- day, as the daemon does.
 --
 --   psql -Xq -v clicks=20000000 -f t/bench/reports.sql
 
@@ -46,6 +47,9 @@ begin
             'click_' || to_char(d, 'YYYYMMDD'), d - date '1970-01-01', clicks, clicks);
         perform affiliate.recount_clicks(d, d);
         commit;
+        while affiliate.fold_rollups(100000) > 0 loop
+            commit;
+        end loop;
     end loop;
 end
 $$;
@@ -68,4 +72,5 @@ begin
     end loop;
 end
 $$;
+vacuum (full, analyze) affiliate.order_day, affiliate.order_link_day, affiliate.click_day, affiliate.click_link_day;
 vacuum analyze;
