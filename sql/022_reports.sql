@@ -84,6 +84,18 @@ return round(p_part / nullif(p_whole, 0), 4)::text;
 -- Reports
 -- ---------------------------------------------------------------------------------------------------------------
 
+-- What a line comes to in one currency, in its minor units.
+create type affiliate.report_money as (
+    currency            text,
+    amount              numeric,
+    kept                numeric,
+    commission_pending  numeric,
+    commission_payable  numeric,
+    commission_reversed numeric,
+    fee_pending         numeric,
+    fee_payable         numeric
+);
+
 create type affiliate.report_row as (
     key                 text,
     id                  bigint,
@@ -105,7 +117,7 @@ create type affiliate.report_row as (
     pieces              numeric,
     amount_minor        numeric,
     commission_minor    numeric,
-    money               jsonb
+    money               affiliate.report_money[]
 );
 
 comment on type affiliate.report_row is 'One line of a report. id is its key where that is a number. amount_minor and commission_minor are of all currencies of the line: good for sorting where that is one';
@@ -255,11 +267,9 @@ begin
             select o.key, sum(o.pending) as pending, sum(o.approved) as approved, sum(o.payable) as payable,
                    sum(o.cancelled) as cancelled, sum(o.refunded) as refunded, sum(o.review) as review, sum(o.rejected) as rejected,
                    sum(o.pieces) as pieces, sum(o.amount) as amount, sum(o.commission_pending + o.commission_payable) as commission,
-                   coalesce(jsonb_agg(jsonb_build_object(
-                       'currency', o.currency, 'amount', o.amount, 'kept', o.kept,
-                       'commission_pending', o.commission_pending, 'commission_payable', o.commission_payable,
-                       'commission_reversed', o.commission_reversed, 'fee_pending', o.fee_pending, 'fee_payable', o.fee_payable)
-                       order by o.currency) filter (where o.currency is not null), '[]') as money
+                   array_agg(row(o.currency, o.amount, o.kept, o.commission_pending, o.commission_payable, o.commission_reversed,
+                                 o.fee_pending, o.fee_payable)::affiliate.report_money)
+                       filter (where o.currency is not null) as money
               from o
              group by o.key
         )
@@ -271,7 +281,7 @@ begin
                coalesce(m.pending, 0)::bigint, coalesce(m.approved, 0)::bigint, coalesce(m.payable, 0)::bigint,
                coalesce(m.cancelled, 0)::bigint, coalesce(m.refunded, 0)::bigint, coalesce(m.review, 0)::bigint,
                coalesce(m.rejected, 0)::bigint,
-               coalesce(m.pieces, 0), coalesce(m.amount, 0), coalesce(m.commission, 0), coalesce(m.money, '[]')
+               coalesce(m.pieces, 0), coalesce(m.amount, 0), coalesce(m.commission, 0), m.money
           from c
           full join m on m.key::text = c.key::text
          where coalesce(c.valid + c.duplicate + c.suspect + c.prefetch + c.preview + c.bot, 0) <> 0
@@ -333,9 +343,7 @@ begin
                                      'owed', affiliate.amount_text(m.commission_payable + m.fee_payable, k.decimals)) end
                               order by m.currency),
                           '[]'))
-          from jsonb_to_recordset(r.money) as m(
-                   currency text, amount numeric, kept numeric, commission_pending numeric, commission_payable numeric,
-                   commission_reversed numeric, fee_pending numeric, fee_payable numeric)
+          from unnest(r.money) m
           join affiliate.currency k using (currency));
 end
 $$;
@@ -357,6 +365,9 @@ begin
     end if;
     if wanted = 'product' and p_request ? 'link' then
         perform affiliate.refuse('link', 'is no filter of products');
+    end if;
+    if wanted = 'sub_id' and p_actor.kind <> 'affiliate' and not p_request ?| '{affiliate,link}' then
+        perform affiliate.refuse('affiliate', 'or link is needed: sub-ids are each affiliate''s own');
     end if;
     if sort in ('amount', 'commission') and not p_request ? 'currency' then
         perform affiliate.refuse('sort', 'by money needs a currency');

@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(55);
+select plan(57);
 
 -- As the API calls an operation: behind the fence.
 create function pg_temp.call(p_actor affiliate.actor, p_operation text, p_request jsonb default '{}')
@@ -106,8 +106,10 @@ select results_eq($$ select j ->> 'campaign_name', j #>> '{clicks,valid}' from p
     $$ values ('Flat', '4'), ('Everything', '15') $$, 'campaigns, by clicks');
 select results_eq($$ select j ->> 'code', j #>> '{orders,reported}' from pg_temp.call(pg_temp.merchant(), 'report_list', '{"by": "link", "affiliate": "900011", "sort": "-gross"}') j $$,
     $$ values ('fixture-1', '6'), ('fixture-3', '1') $$, 'links of one affiliate');
-select results_eq($$ select j ->> 'kind', j ->> 'sub_id', j #>> '{clicks,valid}', j #>> '{orders,reported}' from pg_temp.call(pg_temp.merchant(), 'report_list', '{"by": "sub_id"}') j $$,
-    $$ values ('none', null, '14', '7'), ('one', 'news', '5', '1') $$, 'sub-ids, and what has none');
+select results_eq($$ select j ->> 'kind', j ->> 'sub_id', j #>> '{clicks,valid}', j #>> '{orders,reported}' from pg_temp.call(pg_temp.merchant(), 'report_list', '{"by": "sub_id", "affiliate": "900012"}') j $$,
+    $$ values ('one', 'news', '5', '1') $$, 'sub-ids');
+select results_eq($$ select j ->> 'kind', j ->> 'sub_id', j #>> '{clicks,valid}', j #>> '{orders,reported}' from pg_temp.call(pg_temp.merchant(), 'report_list', '{"by": "sub_id", "affiliate": "900011"}') j $$,
+    $$ values ('none', null, '14', '7') $$, 'and what has none');
 select results_eq($$ select j ->> 'sku', j ->> 'pieces', j #>> '{orders,pending}', j #>> '{orders,approved}', j #>> '{money,0,amount}' from pg_temp.call(pg_temp.merchant(), 'report_list', '{"by": "product"}') j $$,
     $$ values ('tea', '3', '1', '1', '210.00'), ('cup', '1', '1', '0', '20.00') $$, 'products');
 select results_eq($$ select j #>> '{orders,reported}', j #>> '{money,0,amount}', j #>> '{clicks,gross}' from pg_temp.call(pg_temp.merchant(), 'report_list', '{"by": "total", "currency": "USD"}') j $$,
@@ -127,6 +129,7 @@ select is((select j ->> 'affiliate_name' from pg_temp.call(pg_temp.merchant(), '
               jsonb_build_object('by', 'affiliate', 'after',
                   (select j ->> '_cursor' from pg_temp.call(pg_temp.merchant(), 'report_list', '{"by": "affiliate", "limit": "1"}') j limit 1))) j),
           'Bikram', 'the next page goes on behind the cursor');
+select is(pg_temp.refusal(pg_temp.merchant(), 'report_list', '{"by": "sub_id"}'), '22023 affiliate: or link is needed: sub-ids are each affiliate''s own', 'sub-ids of one affiliate or link');
 select is(pg_temp.refusal(pg_temp.merchant(), 'report_list', '{"by": "weather"}'), 'AF404 There is no such report; there are total, day, campaign, affiliate, link, sub_id, product.', 'no such report');
 select is(pg_temp.refusal(pg_temp.merchant(), 'report_list', '{"by": "day", "from": "2026-02-30"}'), '22023 from: must be a day, like 2026-01-31', 'no such day');
 select is(pg_temp.refusal(pg_temp.merchant(), 'report_list', '{"by": "day", "from": "2025-01-01", "to": "2026-02-05"}'), '22023 from: must lie within 400 days before to', 'more than 400 days');

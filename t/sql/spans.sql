@@ -35,6 +35,7 @@ as $$
      cross join (values ('{}'::jsonb), ('{"campaign": "900031"}'), ('{"link": "900041"}')) f (filter)
      where (o.operation <> 'affiliate_report_list' or b.by <> 'affiliate')
        and (b.by <> 'product' or f.filter = '{}')
+       and (b.by <> 'sub_id' or o.operation = 'affiliate_report_list' or f.filter ? 'link')
      order by 1
 $$;
 
