@@ -27,12 +27,12 @@ include protocol/module.mk
 include worker/module.mk
 
 WARN    := -Wall -Wextra -Werror
-PKGS    := libpq hiredis jansson libcrypto
+PKGS    := libpq hiredis jansson libcrypto libcurl
 CFLAGS  := -std=c11 -D_GNU_SOURCE $(OPT) $(WARN) -fPIC -fvisibility=hidden -pthread -I. -Iprotocol
 HARDEN  := -D_FORTIFY_SOURCE=2 -fstack-protector-strong
 ASAN    := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DAFFILIATED_FAULTS
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
-PKG_LIBS   = $(shell pkg-config --libs $(PKGS))
+PKG_LIBS   = $(shell pkg-config --libs $(PKGS)) -lresolv
 
 MODULE   := $(BUILD)/ngx_http_affiliate_module.so
 DAEMON   := $(BUILD)/affiliated
@@ -220,7 +220,7 @@ faults: all $(FICKLE) $(TOOLS)
 
 # --- house-keeping ----------------------------------------------------------------------------------------------
 
-FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/fault/*.c)
+FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] worker/mail/*.[ch] worker/site/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/fault/*.c)
 
 format:
 	clang-format -i $(FORMATTED)

@@ -2,6 +2,7 @@
 
 #include "worker/api/exchange.h"
 #include "worker/command.h"
+#include "worker/mail/mail.h"
 #include "worker/migrate.h"
 #include "worker/pg.h"
 #include "worker/redis.h"
@@ -298,6 +299,19 @@ check_redis(struct check *check)
     redis_close(&redis);
 }
 
+static void
+check_mail(struct check *check)
+{
+    char said[CONFIG_ERROR_MAX * 2];
+
+    check_secret(check, check->config->mail.password_file);
+    if (mail_check(check->config, said, sizeof(said))) {
+        check_ok("%s", said);
+    } else {
+        check_failed(check, "%s", said);
+    }
+}
+
 int
 check_command(struct config *config, int argc, char **argv)
 {
@@ -313,6 +327,10 @@ check_command(struct config *config, int argc, char **argv)
     check_postgres(&check);
     if (run_has_role(&config->run.roles, api_role.name)) {
         check_api(&check);
+    }
+
+    if (run_has_role(&config->run.roles, mail_role.name)) {
+        check_mail(&check);
     }
 
     check_redis(&check);

@@ -61,6 +61,7 @@ struct config_reader {
 
 static const char *const config_log_formats[] = {"plain", "json", NULL};
 static const char *const config_access_logs[] = {"off", "errors", "all", NULL};
+static const char *const config_tls[] = {"required", "off", NULL};
 static const char *const config_log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 static const struct setting config_settings[] = {
@@ -223,6 +224,53 @@ static const struct setting config_settings[] = {
         NULL, "Registrations, and mails asked for, in an hour by one address; 0: any number."},
     {"api", "access_log", AT(api.access_log), 0, "errors", 0, 0, SETTING_CHOICE, true,
         config_access_logs, "Which requests get a line: none, those that failed here, or all."},
+
+    {"mail", "server", AT(mail.server), 0, "", 0, 512, SETTING_STRING, true, NULL,
+        "Where the role mail hands mails to: smtp://host, smtp://host:587 or smtps://host. A path "
+        "behind it is the name that EHLO says, if not this host's."},
+    {"mail", "maildir", AT(mail.maildir), 0, "", 0, 512, SETTING_STRING, true, NULL,
+        "In place of a server: a maildir on this host that mails are put into."},
+    {"mail", "from", AT(mail.from), 0, "", 0, 384, SETTING_STRING, true, NULL,
+        "Who mails come from, and where those that can't be delivered go back to: Name "
+        "<address@host>."},
+    {"mail", "site", AT(mail.site), 0, "", 0, 511, SETTING_STRING, true, NULL,
+        "Where links in mails lead: https://host, behind which /verify and /reset are."},
+    {"mail", "tls", AT(mail.tls), 0, "required", 0, 0, SETTING_CHOICE, true, config_tls,
+        "Whether a server at smtp:// has to take STARTTLS and show a certificate that is good; "
+        "smtps:// always has to."},
+    {"mail", "ca_file", AT(mail.ca_file), 0, "", 0, PATH_MAX, SETTING_PATH, true, NULL,
+        "Certificates of authorities that the mail server's is checked against. Empty: the "
+        "system's."},
+    {"mail", "user", AT(mail.user), 0, "", 0, 256, SETTING_STRING, true, NULL,
+        "Login at the mail server. Empty: none."},
+    {"mail", "password_file", AT(mail.password_file), AT(mail.password), "", 0, PATH_MAX,
+        SETTING_SECRET, true, NULL,
+        "File that holds the password, or the name of a systemd credential."},
+    {"mail", "timeout", AT(mail.timeout), 0, "60s", SECOND, 10 * MINUTE, SETTING_DURATION, true,
+        NULL,
+        "For one mail, with connecting. A daemon that dies in the middle of one leaves it to "
+        "others after twice that."},
+    {"mail", "attempts", AT(mail.attempts), 0, "12", 1, 100, SETTING_INT, true, NULL,
+        "How often the server may put one mail off, with growing pauses of an hour at most. While "
+        "the server is away, mails wait."},
+    {"mail", "interval", AT(mail.interval), 0, "10s", 10, HOUR, SETTING_DURATION, true, NULL,
+        "How often mails that were put off are looked for; new ones are notified at once."},
+    {"mail", "keep", AT(mail.keep), 0, "90d", DAY, 3650 * DAY, SETTING_DURATION, true, NULL,
+        "How long notices that were sent, or can't be, stay in the database."},
+
+    {"sites", "interval", AT(sites.interval), 0, "30s", 10, HOUR, SETTING_DURATION, true, NULL,
+        "How often the role sites looks for merchants' sites that are to be looked at again; new "
+        "ones are notified at once."},
+    {"sites", "timeout", AT(sites.timeout), 0, "10s", SECOND, MINUTE, SETTING_DURATION, true, NULL,
+        "For the answer of one site or its name servers."},
+    {"sites", "dns_server", AT(sites.dns_server), 0, "", 0, 64, SETTING_STRING, true, NULL,
+        "Resolver that TXT records are asked of, as 192.0.2.1:53. Empty: those of "
+        "/etc/resolv.conf."},
+    {"sites", "ca_file", AT(sites.ca_file), 0, "", 0, PATH_MAX, SETTING_PATH, true, NULL,
+        "Certificates of authorities that a site's is checked against. Empty: the system's."},
+    {"sites", "connect_to", AT(sites.connect_to), 0, "", 0, 64, SETTING_STRING, true, NULL,
+        "For tests alone: address:port that every site is taken to be at, even if it is none of "
+        "the internet's."},
 
     {"log", "format", AT(log.format), 0, "plain", 0, 0, SETTING_CHOICE, true, config_log_formats,
         "Form of a line."},

@@ -27,6 +27,11 @@ enum config_access_log {
     CONFIG_ACCESS_ALL,
 };
 
+enum config_tls {
+    CONFIG_TLS_REQUIRED,
+    CONFIG_TLS_OFF,
+};
+
 struct config_list {
     unsigned count;
     char *items[CONFIG_LIST_MAX];
@@ -128,6 +133,30 @@ struct config {
         int64_t rate_registration;
         int64_t access_log; /* enum config_access_log */
     } api;
+
+    struct {
+        char *server; /* URL; empty: into the maildir */
+        char *maildir;
+        char *from;
+        char *site;
+        int64_t tls; /* enum config_tls */
+        char *ca_file;
+        char *user;
+        char *password;
+        char *password_file;
+        int64_t timeout;
+        int64_t attempts;
+        int64_t interval;
+        int64_t keep;
+    } mail;
+
+    struct {
+        int64_t interval;
+        int64_t timeout;
+        char *dns_server;
+        char *ca_file;
+        char *connect_to;
+    } sites;
 
     struct {
         int64_t format; /* enum log_format */

@@ -3,6 +3,9 @@ API_PURE_SRCS := $(addprefix worker/api/, \
 	buffer.c csv.c password.c rate.c request.c router.c routes.c scgi.c seal.c text.c totp.c) \
 	worker/token.c
 
+# The same of the roles mail and sites.
+MAIL_PURE_SRCS := worker/mail/letter.c worker/mail/message.c worker/site/address.c worker/site/txt.c
+
 # Sources of affiliated, beside protocol/ and build/migrations.c (worker/migrations.sh sql/*.sql).
 
 WORKER_SRCS = \
@@ -27,4 +30,7 @@ WORKER_SRCS = \
 	worker/stream.c \
 	$(addprefix worker/api/, answer.c api.c auth.c call.c listener.c native.c sandbox.c upload.c) \
 	$(API_PURE_SRCS) \
+	$(addprefix worker/mail/, mail.c maildir.c settings.c smtp.c) \
+	$(addprefix worker/site/, dns.c https.c site.c) \
+	$(MAIL_PURE_SRCS) \
 	$(sort $(wildcard worker/command_*.c worker/dump.c))

@@ -52,17 +52,24 @@ const struct counter_info counter_infos[COUNTERS] = {
     [COUNTER_WITHIN_20MS] = {"requests_within_20ms_total", "Requests answered in 20 ms."},
     [COUNTER_WITHIN_100MS] = {"requests_within_100ms_total", "Requests answered in 100 ms."},
     [COUNTER_WITHIN_500MS] = {"requests_within_500ms_total", "Requests answered in 500 ms."},
+    [COUNTER_SENT] = {"sent_total", "Mails that the server, or the maildir, has taken."},
+    [COUNTER_DELAYED] = {"delayed_total", "Times that the server put a mail off."},
+    [COUNTER_UNDELIVERABLE] = {"undeliverable_total", "Mails that can't be delivered."},
+    [COUNTER_CHECKED] = {"sites_checked_total", "Times that a merchant's site was looked at."},
+    [COUNTER_PROVEN] = {"sites_proven_total", "Sites proven to be their merchant's."},
     [COUNTER_FAILURES] = {"failures_total", "Times that work had to begin anew."},
     [GAUGE_LENGTH] = {"stream_entries", "Entries in the streams, the replay window included."},
     [GAUGE_LAG] = {"undelivered_entries", "Entries that no consumer has read yet."},
     [GAUGE_PENDING] = {"pending_entries", "Entries read and not acknowledged."},
-    [GAUGE_OLDEST_MS] = {"oldest_age_seconds", "Age of the oldest entry that is not committed."},
+    [GAUGE_WAITING] = {"waiting_mails", "Mails that were not sent yet."},
+    [GAUGE_OLDEST_MS] = {"oldest_age_seconds",
+        "Age of the oldest entry that is not committed, or mail that waits."},
 };
 
 _Static_assert(COUNTERS <= 64, "role_kind.counters is a 64-bit mask");
 
 const struct role_kind *const role_kinds[] = {&partitions_role, &clicks_role, &conversions_role,
-    &holds_role, &projection_role, &api_role, NULL};
+    &holds_role, &projection_role, &api_role, &mail_role, &sites_role, NULL};
 
 static const char *const role_state_names[] = {"starting", "up", "down", "stopped"};
 

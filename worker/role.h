@@ -54,12 +54,18 @@ enum counter {
     COUNTER_WITHIN_20MS,
     COUNTER_WITHIN_100MS,
     COUNTER_WITHIN_500MS,
+    COUNTER_SENT,
+    COUNTER_DELAYED,
+    COUNTER_UNDELIVERABLE,
+    COUNTER_CHECKED,
+    COUNTER_PROVEN,
     COUNTER_FAILURES,
 
     COUNTER_GAUGES,
     GAUGE_LENGTH = COUNTER_GAUGES,
     GAUGE_LAG,
     GAUGE_PENDING,
+    GAUGE_WAITING,
     GAUGE_OLDEST_MS,
     COUNTERS,
 };
@@ -104,8 +110,10 @@ extern const struct role_kind api_role;
 extern const struct role_kind clicks_role;
 extern const struct role_kind conversions_role;
 extern const struct role_kind holds_role;
+extern const struct role_kind mail_role;
 extern const struct role_kind projection_role;
 extern const struct role_kind partitions_role;
+extern const struct role_kind sites_role;
 
 int64_t clock_monotonic_ms(void);
 int64_t clock_unix_ms(void);

@@ -14,11 +14,12 @@ die() {
 }
 
 # Packages by name; "a|b" means the first of them that this Debian has.
-build_packages='gcc libc6-dev make pkg-config nginx nginx-dev libhiredis-dev libjansson-dev libssl-dev libpq-dev'
+build_packages='gcc libc6-dev make pkg-config nginx nginx-dev libhiredis-dev libjansson-dev libssl-dev libpq-dev
+    libcurl4-openssl-dev'
 run_packages='postgresql-17|postgresql-15 postgresql-client redis-server|valkey-server redis-tools|valkey-tools
     curl perl procps util-linux openssl ca-certificates'
 test_packages='postgresql-17-pgtap|postgresql-15-pgtap libcmocka-dev libnginx-mod-nchan chromium prometheus
-    php-cli python3 python3-yaml python3-jsonschema nodejs systemd'
+    php-cli python3 python3-yaml python3-jsonschema nodejs systemd libio-socket-ssl-perl'
 
 package_installed() {
     dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed$'
