@@ -249,7 +249,7 @@ static const struct setting config_settings[] = {
     {"mail", "timeout", AT(mail.timeout), 0, "60s", SECOND, 10 * MINUTE, SETTING_DURATION, true,
         NULL,
         "For one mail, with connecting. A daemon that dies in the middle of one leaves it to "
-        "others after twice that."},
+        "others after three times that."},
     {"mail", "attempts", AT(mail.attempts), 0, "12", 1, 100, SETTING_INT, true, NULL,
         "How often the server may put one mail off, with growing pauses of an hour at most. While "
         "the server is away, mails wait."},

@@ -340,7 +340,7 @@ mail_next(struct mail *mail, bool *taken)
     PGresult *row;
     bool ok;
 
-    snprintf(lease, sizeof(lease), "%lld ms", 2 * (long long) mail->settings.config->mail.timeout);
+    snprintf(lease, sizeof(lease), "%lld ms", 3 * (long long) mail->settings.config->mail.timeout);
     row = pg_query(
         mail->pg, "select * from affiliate.notice_take($1::interval)", 1, values, 0, &error);
     if (row == NULL) {

@@ -34,6 +34,7 @@ struct smtp {
     enum smtp_stage stage;
     char reply[256]; /* the last one */
     bool reply_ends; /* the next line begins another */
+    bool over;       /* what follows is libcurl's QUIT */
 };
 
 static pthread_once_t smtp_once = PTHREAD_ONCE_INIT;
@@ -56,6 +57,11 @@ smtp_begins(const char *text, size_t len, const char *verb)
 static void
 smtp_sent_line(struct smtp *smtp, const char *text, size_t len)
 {
+    smtp->over = smtp_begins(text, len, "QUIT");
+    if (smtp->over) {
+        return;
+    }
+
     smtp->reply[0] = '\0';
     smtp->reply_ends = false;
     if (smtp_begins(text, len, "MAIL ")) {
@@ -108,7 +114,9 @@ smtp_trace(CURL *curl, curl_infotype type, char *data, size_t size, void *contex
         smtp_sent_line(smtp, data, size);
         break;
     case CURLINFO_HEADER_IN:
-        smtp_reply_line(smtp, data, size);
+        if (!smtp->over) {
+            smtp_reply_line(smtp, data, size);
+        }
         break;
     case CURLINFO_DATA_OUT:
         if (smtp->stage == SMTP_STAGE_DATA) {
@@ -170,6 +178,8 @@ smtp_options(struct smtp *smtp)
     SET(CURLOPT_XFERINFODATA, smtp);
     SET(CURLOPT_TIMEOUT_MS, (long) config->mail.timeout);
     SET(CURLOPT_CONNECTTIMEOUT_MS, (long) (config->mail.timeout + 1) / 2);
+    /* The reply to the text is not within the one above. */
+    SET(CURLOPT_SERVER_RESPONSE_TIMEOUT, (long) (config->mail.timeout + 999) / 1000);
     SET(CURLOPT_MAXAGE_CONN, SMTP_IDLE_S);
     SET(CURLOPT_USE_SSL,
         (long) (config->mail.tls == CONFIG_TLS_OFF ? CURLUSESSL_NONE : CURLUSESSL_ALL));
@@ -204,6 +214,7 @@ smtp_begin(struct smtp *smtp)
     smtp->stage = SMTP_STAGE_LOGIN;
     smtp->reply[0] = '\0';
     smtp->reply_ends = false;
+    smtp->over = false;
     smtp->error[0] = '\0';
     return smtp->curl != NULL && smtp_options(smtp);
 }
