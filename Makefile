@@ -1,5 +1,5 @@
 # make              the module and the daemon, into build/
-# make routes       worker/api/routes.c out of api/openapi.yaml, after a change there (python3-yaml)
+# make routes guide worker/api/routes.c and api/guide.md out of api/openapi.yaml, after a change there (python3-yaml)
 # make test         every test (what ./test runs once the packages are there)
 # make bench        benchmarks: ratios, each beside its reference
 # make asan         both once more under AddressSanitizer and UBSan, with fault points, into build/asan/
@@ -42,7 +42,7 @@ FUZZERS  := $(filter-out replay make_seeds,$(patsubst t/fuzz/%.c,%,$(wildcard t/
 REPLAYS  := $(FUZZERS:%=$(BUILD)/t/replay/%)
 TOOLS    := $(patsubst t/lib/%.c,$(BUILD)/t/lib/%,$(wildcard t/lib/*.c))
 
-.PHONY: all routes test bench asan tsan lint format fuzz model soak install clean tests faults
+.PHONY: all routes guide test bench asan tsan lint format fuzz model soak install clean tests faults
 
 all: $(MODULE) $(DAEMON)
 
@@ -88,6 +88,9 @@ $(BUILD)/migrations.c: worker/migrations.sh $(SQL)
 # Committed, so that a build needs no Python.
 routes:
 	api/routes < api/openapi.yaml > worker/api/routes.c.part && mv worker/api/routes.c.part worker/api/routes.c
+
+guide:
+	api/guide < api/openapi.yaml > api/guide.md.part && mv api/guide.md.part api/guide.md
 
 DAEMON_SRCS := $(WORKER_SRCS) $(PROTOCOL_SRCS) $(BUILD)/migrations.c
 
