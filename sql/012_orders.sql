@@ -14,61 +14,67 @@ return case
            else 'pending'
        end;
 
--- The state as a sentence a person understands.
+-- The state as a sentence a person understands. This and what else is asked for each row of a list is plpgsql, which keeps its plans.
 create function affiliate.state_sentence(
     p_state text, p_reason text, p_due_at timestamptz, p_refunded_minor bigint, p_currency text)
 returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select case p_state
-               when 'waiting' then 'The order was reported; its click has not arrived yet.'
-               when 'pending' then 'The order was reported; the merchant has not approved it yet.'
-               when 'approved' then
-                   coalesce('The order is approved; its commission is on hold until '
-                            || to_char(p_due_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC.',
-                            'The order is approved; there is no commission to hold.')
-               when 'payable' then 'The hold is over; the commission is payable.'
-               when 'cancelled' then 'The merchant cancelled the order; nothing is paid.'
-               when 'refunded' then 'The order was returned or refunded; nothing is paid.'
-               when 'review' then affiliate.reason_sentence(p_reason)
-               when 'rejected' then affiliate.reason_sentence(p_reason)
-           end
-           || case when p_refunded_minor > 0 and p_state in ('pending', 'approved', 'payable', 'review')
-                   then ' ' || affiliate.money_text(p_refunded_minor, p_currency) || ' of it was refunded.'
-                   else '' end
+begin
+    return (
+        select case p_state
+                   when 'waiting' then 'The order was reported; its click has not arrived yet.'
+                   when 'pending' then 'The order was reported; the merchant has not approved it yet.'
+                   when 'approved' then
+                       coalesce('The order is approved; its commission is on hold until '
+                                || to_char(p_due_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC.',
+                                'The order is approved; there is no commission to hold.')
+                   when 'payable' then 'The hold is over; the commission is payable.'
+                   when 'cancelled' then 'The merchant cancelled the order; nothing is paid.'
+                   when 'refunded' then 'The order was returned or refunded; nothing is paid.'
+                   when 'review' then affiliate.reason_sentence(p_reason)
+                   when 'rejected' then affiliate.reason_sentence(p_reason)
+               end
+               || case when p_refunded_minor > 0 and p_state in ('pending', 'approved', 'payable', 'review')
+                       then ' ' || affiliate.money_text(p_refunded_minor, p_currency) || ' of it was refunded.'
+                       else '' end);
+end
 $$;
 
 create function affiliate.order_json(o affiliate.order_now)
 returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select jsonb_build_object(
-        'order', o.order_id,
-        'order_no', o.order_no,
-        'merchant', o.merchant_id,
-        'livemode', o.livemode,
-        'affiliate', o.affiliate_id,
-        'campaign', o.campaign_id,
-        'state', affiliate.order_state(o),
-        'outcome', o.outcome,
-        'reason', o.problem,
-        'sentence', affiliate.state_sentence(
-            affiliate.order_state(o), o.problem, o.due_at, o.refunded_minor, coalesce(o.currency, o.posted_currency)),
-        'amount', affiliate.amount_text(o.amount_minor, k.decimals),
-        'refunded', affiliate.amount_text(
-            case when o.returned_at is null then o.refunded_minor else o.amount_minor end, k.decimals),
-        'currency', coalesce(o.currency, o.posted_currency),
-        'commission', affiliate.amount_text(o.posted_commission_minor, c.decimals),
-        'fee', affiliate.amount_text(o.posted_fee_minor, c.decimals),
-        'commission_currency', o.posted_currency,
-        'reported_at', o.reported_at,
-        'approved_at', o.approved_at,
-        'hold_until', o.due_at)
-      from (values (1)) as one(row)
-      left join affiliate.currency k on k.currency = coalesce(o.currency, o.posted_currency)
-      left join affiliate.currency c on c.currency = o.posted_currency
+begin
+    return (
+        select jsonb_build_object(
+            'order', o.order_id,
+            'order_no', o.order_no,
+            'merchant', o.merchant_id,
+            'livemode', o.livemode,
+            'affiliate', o.affiliate_id,
+            'campaign', o.campaign_id,
+            'state', affiliate.order_state(o),
+            'outcome', o.outcome,
+            'reason', o.problem,
+            'sentence', affiliate.state_sentence(
+                affiliate.order_state(o), o.problem, o.due_at, o.refunded_minor, coalesce(o.currency, o.posted_currency)),
+            'amount', affiliate.amount_text(o.amount_minor, k.decimals),
+            'refunded', affiliate.amount_text(
+                case when o.returned_at is null then o.refunded_minor else o.amount_minor end, k.decimals),
+            'currency', coalesce(o.currency, o.posted_currency),
+            'commission', affiliate.amount_text(o.posted_commission_minor, c.decimals),
+            'fee', affiliate.amount_text(o.posted_fee_minor, c.decimals),
+            'commission_currency', o.posted_currency,
+            'reported_at', o.reported_at,
+            'approved_at', o.approved_at,
+            'hold_until', o.due_at)
+          from (values (1)) as one(row)
+          left join affiliate.currency k on k.currency = coalesce(o.currency, o.posted_currency)
+          left join affiliate.currency c on c.currency = o.posted_currency);
+end
 $$;
 
 create function affiliate.status_name(p_status smallint)

@@ -436,25 +436,28 @@ return (select coalesce(jsonb_agg(name order by bit), '[]')
 -- Of the visitor an affiliate is told no more than that he came; a merchant, with what.
 create function affiliate.click_json(c affiliate.click_seen, p_affiliate boolean)
 returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select jsonb_build_object(
-               'click', c.id,
-               'at', affiliate.click_time(c.id),
-               'merchant', c.merchant_id,
-               'campaign', c.campaign_id,
-               'link', c.link_id,
-               'code', (select l.code from affiliate.link l where l.merchant_id = c.merchant_id and l.link_id = c.link_id),
-               'livemode', c.livemode,
-               'verdict', affiliate.verdict_name(c.verdict),
-               'reasons', affiliate.verdict_reasons(c.reasons),
-               'sub_ids', coalesce(to_jsonb(c.sub_ids), '[]'))
-           || case when p_affiliate then '{}' else jsonb_build_object(
-               'affiliate', c.affiliate_id,
-               'user_agent', c.user_agent,
-               'referrer', c.referrer,
-               'signals', c.signals) end
+begin
+    return (
+        select jsonb_build_object(
+                   'click', c.id,
+                   'at', affiliate.click_time(c.id),
+                   'merchant', c.merchant_id,
+                   'campaign', c.campaign_id,
+                   'link', c.link_id,
+                   'code', (select l.code from affiliate.link l where l.merchant_id = c.merchant_id and l.link_id = c.link_id),
+                   'livemode', c.livemode,
+                   'verdict', affiliate.verdict_name(c.verdict),
+                   'reasons', affiliate.verdict_reasons(c.reasons),
+                   'sub_ids', coalesce(to_jsonb(c.sub_ids), '[]'))
+               || case when p_affiliate then '{}' else jsonb_build_object(
+                   'affiliate', c.affiliate_id,
+                   'user_agent', c.user_agent,
+                   'referrer', c.referrer,
+                   'signals', c.signals) end);
+end
 $$;
 
 -- Clicks, the newest first, of no more than 31 days. Clicks have no index but their time: the rollups say on which days there are
@@ -523,51 +526,57 @@ $$;
 -- When the commission becomes payable, or did; null while nobody knows, or never.
 create function affiliate.payable_at(o affiliate.order_now)
 returns timestamptz
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select case affiliate.order_state(o)
-               when 'approved' then o.due_at
-               when 'payable' then
-                   (select max(r.released_at)
-                      from affiliate.release_item i
-                      join affiliate.release r using (merchant_id, release_id)
-                     where i.merchant_id = o.merchant_id
-                       and i.order_no = o.order_no)
-           end
+begin
+    return (
+        select case affiliate.order_state(o)
+                   when 'approved' then o.due_at
+                   when 'payable' then
+                       (select max(r.released_at)
+                          from affiliate.release_item i
+                          join affiliate.release r using (merchant_id, release_id)
+                         where i.merchant_id = o.merchant_id
+                           and i.order_no = o.order_no)
+               end);
+end
 $$;
 
 -- What an affiliate is told of an order: not the merchant's name for it, nor what the network earns.
 create function affiliate.affiliate_order_json(o affiliate.order_now)
 returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select jsonb_build_object(
-               'order_no', o.order_no,
-               'merchant', o.merchant_id,
-               'merchant_name', (select m.name from affiliate.merchant m where m.merchant_id = o.merchant_id),
-               'campaign', o.campaign_id,
-               'link', o.link_id,
-               'code', (select l.code from affiliate.link l where l.merchant_id = o.merchant_id and l.link_id = o.link_id),
-               'livemode', o.livemode,
-               'state', affiliate.order_state(o),
-               'reason', o.problem,
-               'sentence', affiliate.state_sentence(
-                   affiliate.order_state(o), o.problem, o.due_at, o.refunded_minor, coalesce(o.currency, o.posted_currency)),
-               'amount', affiliate.amount_text(o.amount_minor, k.decimals),
-               'refunded', affiliate.amount_text(
-                   case when o.returned_at is null then o.refunded_minor else o.amount_minor end, k.decimals),
-               'currency', coalesce(o.currency, o.posted_currency),
-               'commission', affiliate.amount_text(o.posted_commission_minor, c.decimals),
-               'commission_currency', o.posted_currency,
-               'clicked_at', o.clicked_at,
-               'reported_at', o.reported_at,
-               'approved_at', o.approved_at,
-               'payable_at', affiliate.payable_at(o))
-      from (values (1)) as one(row)
-      left join affiliate.currency k on k.currency = coalesce(o.currency, o.posted_currency)
-      left join affiliate.currency c on c.currency = o.posted_currency
+begin
+    return (
+        select jsonb_build_object(
+                   'order_no', o.order_no,
+                   'merchant', o.merchant_id,
+                   'merchant_name', (select m.name from affiliate.merchant m where m.merchant_id = o.merchant_id),
+                   'campaign', o.campaign_id,
+                   'link', o.link_id,
+                   'code', (select l.code from affiliate.link l where l.merchant_id = o.merchant_id and l.link_id = o.link_id),
+                   'livemode', o.livemode,
+                   'state', affiliate.order_state(o),
+                   'reason', o.problem,
+                   'sentence', affiliate.state_sentence(
+                       affiliate.order_state(o), o.problem, o.due_at, o.refunded_minor, coalesce(o.currency, o.posted_currency)),
+                   'amount', affiliate.amount_text(o.amount_minor, k.decimals),
+                   'refunded', affiliate.amount_text(
+                       case when o.returned_at is null then o.refunded_minor else o.amount_minor end, k.decimals),
+                   'currency', coalesce(o.currency, o.posted_currency),
+                   'commission', affiliate.amount_text(o.posted_commission_minor, c.decimals),
+                   'commission_currency', o.posted_currency,
+                   'clicked_at', o.clicked_at,
+                   'reported_at', o.reported_at,
+                   'approved_at', o.approved_at,
+                   'payable_at', affiliate.payable_at(o))
+          from (values (1)) as one(row)
+          left join affiliate.currency k on k.currency = coalesce(o.currency, o.posted_currency)
+          left join affiliate.currency c on c.currency = o.posted_currency);
+end
 $$;
 
 -- The way of an order from its click to its payout, event by event. An affiliate sees his part of it: no names of calls and keys,

@@ -691,18 +691,21 @@ $$;
 -- An order in a list.
 create function affiliate.order_row(o affiliate.order_now)
 returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select affiliate.order_json(o) || jsonb_build_object(
-        'affiliate_name', (select a.name from affiliate.affiliate a where a.affiliate_id = o.affiliate_id),
-        'campaign_name', (select c.name from affiliate.campaign c
-                           where c.merchant_id = o.merchant_id and c.campaign_id = o.campaign_id),
-        'customer', (array['new', 'returning'])[o.customer],
-        'click', o.click_id,
-        'clicked_at', o.clicked_at,
-        'cancelled_at', o.cancelled_at,
-        'returned_at', o.returned_at)
+begin
+    return (
+        select affiliate.order_json(o) || jsonb_build_object(
+            'affiliate_name', (select a.name from affiliate.affiliate a where a.affiliate_id = o.affiliate_id),
+            'campaign_name', (select c.name from affiliate.campaign c
+                               where c.merchant_id = o.merchant_id and c.campaign_id = o.campaign_id),
+            'customer', (array['new', 'returning'])[o.customer],
+            'click', o.click_id,
+            'clicked_at', o.clicked_at,
+            'cancelled_at', o.cancelled_at,
+            'returned_at', o.returned_at));
+end
 $$;
 
 -- A page of the orders for which p_conditions hold.
