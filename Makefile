@@ -137,6 +137,14 @@ $(API_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(ASAN) $(PKG_CFLAGS) $< $(API_ASAN) $(PROTOCOL_ASAN) -ljansson -lcrypto -lcmocka -o $@
 
+# The same of the roles mail and sites.
+MAIL_UNITS := mail_letters site_answers
+MAIL_ASAN  := $(MAIL_PURE_SRCS:%.c=$(BUILD)/asan/o/%.o) $(API_ASAN)
+
+$(MAIL_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(MAIL_ASAN) $(PROTOCOL_ASAN)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(ASAN) $(PKG_CFLAGS) $< $(MAIL_ASAN) $(PROTOCOL_ASAN) -ljansson -lcrypto -lresolv -lcmocka -o $@
+
 # The parts of the module that need nginx's headers, but no request.
 NGINX_CFLAGS = -std=gnu11 -D_GNU_SOURCE -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules event/quic os/unix http \
     http/modules http/v2 http/v3) -I$(BUILD)/nginx -I. -Iprotocol
@@ -153,9 +161,11 @@ FUZZ_STREAM    := worker/click_counts.c worker/copy.c worker/log.c worker/pg.c
 FUZZ_STREAM_IN := t/fuzz/daemon.h t/fuzz/postgres.h worker/clicks.c worker/conversions.c worker/redis.c worker/stream.c
 FUZZ_SRCS_csv    := $(API_PURE_SRCS)
 FUZZ_SRCS_dump   := worker/dump.c worker/config.c $(FUZZ_STREAM) worker/redis.c
+FUZZ_SRCS_letter := $(API_PURE_SRCS) worker/mail/letter.c worker/mail/message.c
 FUZZ_SRCS_rows   := $(FUZZ_STREAM)
 FUZZ_SRCS_scgi   := $(API_PURE_SRCS)
 FUZZ_SRCS_stream := $(FUZZ_STREAM)
+FUZZ_SRCS_txt    := worker/site/txt.c
 FUZZ_IN_config   := worker/config.c
 FUZZ_IN_rows     := $(FUZZ_STREAM_IN)
 FUZZ_IN_spool    := ngx_module/ngx_http_affiliate_spool.c $(MODULE)
@@ -185,7 +195,14 @@ $(FICKLE): t/fault/fickle.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -shared $< -ldl -o $@
 
-tests: $(UNITS) $(REPLAYS) $(TOOLS) $(FICKLE)
+# Preloaded into affiliated by t/daemon/sites: names that lead where a test says.
+NAMES := $(BUILD)/t/lib/names.so
+
+$(NAMES): t/lib/preload/names.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -shared $< -ldl -o $@
+
+tests: $(UNITS) $(REPLAYS) $(TOOLS) $(FICKLE) $(NAMES)
 
 test:
 	./test
@@ -223,7 +240,7 @@ faults: all $(FICKLE) $(TOOLS)
 
 # --- house-keeping ----------------------------------------------------------------------------------------------
 
-FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] worker/mail/*.[ch] worker/site/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/fault/*.c)
+FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] worker/mail/*.[ch] worker/site/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/lib/preload/*.c t/fault/*.c)
 
 format:
 	clang-format -i $(FORMATTED)

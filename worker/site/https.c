@@ -25,6 +25,7 @@ struct https {
     size_t kept_len;
     size_t received;
     bool blank_tail; /* what was not kept is blank */
+    char error[CURL_ERROR_SIZE];
 };
 
 static curl_socket_t
@@ -104,6 +105,7 @@ https_options(CURL *curl, struct https *https, const char *url, struct curl_slis
     SET(CURLOPT_MAXFILESIZE_LARGE, (curl_off_t) HTTPS_BODY_MAX);
     SET(CURLOPT_WRITEFUNCTION, https_body);
     SET(CURLOPT_WRITEDATA, https);
+    SET(CURLOPT_ERRORBUFFER, https->error);
     SET(CURLOPT_NOPROGRESS, 0L);
     SET(CURLOPT_XFERINFOFUNCTION, https_progress);
     SET(CURLOPT_XFERINFODATA, https);
@@ -122,7 +124,10 @@ static bool
 https_failed(const struct https *https, CURLcode code, const char *url, char *detail)
 {
     const char *host = https->prove->host;
+    char said[160];
 
+    txt_show(aff_slice_of(https->error[0] != '\0' ? https->error : curl_easy_strerror(code)), said,
+        sizeof(said));
     if (https->refused[0] != '\0') {
         snprintf(detail, PROVE_DETAIL_MAX, "%.253s is at %s, which is no address on the internet",
             host, https->refused);
@@ -136,18 +141,14 @@ https_failed(const struct https *https, CURLcode code, const char *url, char *de
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CONNECT_ERROR:
         snprintf(detail, PROVE_DETAIL_MAX,
-            "%.253s has no valid certificate: %s; https has to work for everybody", host,
-            curl_easy_strerror(code));
+            "%.160s has no valid certificate: %s; https has to work for everybody", host, said);
         break;
     case CURLE_FILESIZE_EXCEEDED:
-        snprintf(detail, PROVE_DETAIL_MAX, "%.320s has more than 64 KiB", url);
-        break;
     case CURLE_WRITE_ERROR:
         snprintf(detail, PROVE_DETAIL_MAX, "%.320s has more than 64 KiB", url);
         break;
     default:
-        snprintf(
-            detail, PROVE_DETAIL_MAX, "%.320s can't be read: %s", url, curl_easy_strerror(code));
+        snprintf(detail, PROVE_DETAIL_MAX, "%.300s can't be read: %s", url, said);
         break;
     }
 
@@ -178,8 +179,8 @@ https_judge(const struct https *https, long status, const char *url, char *detai
     }
 
     txt_show(found, shown, sizeof(shown));
-    snprintf(detail, PROVE_DETAIL_MAX, "%.300s has '%s', not '%.64s'", url, shown,
-        https->prove->challenge);
+    snprintf(detail, PROVE_DETAIL_MAX, "%.300s has '%s'%s, not '%.64s'", url, shown,
+        https->blank_tail ? "" : " and more", https->prove->challenge);
     return false;
 }
 

@@ -14,7 +14,7 @@ package Affiliated::Smtp;
 # text but the end of the connection, hang@ nothing for ever.
 #
 #   Affiliated::Smtp::tls_there           whether there is IO::Socket::SSL
-#   Affiliated::Smtp::authority($t)       a private authority and a certificate for localhost, 127.0.0.1 and *.example:
+#   Affiliated::Smtp::authority($t)       a private authority and a certificate for localhost, 127.0.0.1 and *.sites.example:
 #                                         {ca, cert, key}: files
 #   Affiliated::Smtp::parse($bytes)       a mail as readers see it: {headers => {name => value}, text}; dies if it is none
 
@@ -45,7 +45,7 @@ sub authority
         [qw(req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=Tests), '-keyout', $file{cakey}, '-out', $file{ca}],
         [qw(req -newkey rsa:2048 -nodes -subj /CN=localhost), '-keyout', $file{key}, '-out', $file{csr}],
         [qw(x509 -req -days 2 -CAcreateserial), '-in', $file{csr}, '-CA', $file{ca}, '-CAkey', $file{cakey}, '-out', $file{cert},
-            '-extfile', $t->write('authority.ext', "subjectAltName=DNS:localhost,IP:127.0.0.1,DNS:*.example,DNS:shop.example.com\n")],
+            '-extfile', $t->write('authority.ext', "subjectAltName=DNS:localhost,IP:127.0.0.1,DNS:*.sites.example\n")],
         );
     for my $command (@run) {
         my ($code, $out, $err) = $t->run('openssl', @$command);
