@@ -1685,7 +1685,7 @@ begin
                        k.name, array_to_string(k.keys, ', '));
         execute format('comment on table affiliate.%I is %L', k.name, 'What was moved from ' || k.source || ', by spans of days');
         perform affiliate.fence(('affiliate.' || k.name)::regclass,
-                                p_affiliate => case when k.keys @> '{affiliate_id}' then 'affiliate_id' end);
+                                p_affiliate => (select c from unnest(k.keys) c where c = 'affiliate_id'));
 
         if k.keys @> '{affiliate_id}' then
             execute format('create view affiliate.%1$I with (security_invoker = true) as '
