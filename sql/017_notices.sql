@@ -126,16 +126,16 @@ $$;
 comment on function affiliate.notice_done is 'For the role mail: what became of a mail';
 
 create function affiliate.notice_counts()
-returns table (waiting bigint, oldest_ms bigint)
+returns table (waiting bigint, oldest bigint)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select count(*), coalesce((extract(epoch from now() - min(n.created_at)) * 1000)::bigint, 0)
+    select count(*), coalesce(extract(epoch from now() - min(n.created_at))::bigint, 0)
       from affiliate.notice n
      where n.state = 'waiting'
 $$;
 
-comment on function affiliate.notice_counts is 'For the role mail: how many mails wait, and for how long';
+comment on function affiliate.notice_counts is 'For the role mail: how many mails wait, and since how many seconds the oldest';
 
 -- Addresses and reasons are not kept for ever. Returns how many went.
 create function affiliate.notice_forget(p_keep interval)

@@ -67,7 +67,9 @@ static const char *const config_log_levels[] = {"error", "warning", "info", "deb
 static const struct setting config_settings[] = {
     {"run", "roles", AT(run.roles), 0, "clicks, conversions, holds, projection, partitions", 1,
         CONFIG_LIST_MAX, SETTING_LIST, false, NULL,
-        "What this daemon does; each role is a thread with connections of its own."},
+        "What this daemon does; each role is a thread with connections of its own. There are also "
+        "api, "
+        "mail and sites."},
     {"run", "consumer", AT(run.consumer), 0, "", 0, 128, SETTING_STRING, false, NULL,
         "Name in the consumer groups. Must stay the same over restarts and differ between daemons. "
         "Empty: the host's name."},

@@ -61,9 +61,9 @@ const struct counter_info counter_infos[COUNTERS] = {
     [GAUGE_LENGTH] = {"stream_entries", "Entries in the streams, the replay window included."},
     [GAUGE_LAG] = {"undelivered_entries", "Entries that no consumer has read yet."},
     [GAUGE_PENDING] = {"pending_entries", "Entries read and not acknowledged."},
+    [GAUGE_OLDEST_MS] = {"oldest_age_seconds", "Age of the oldest entry that is not committed."},
     [GAUGE_WAITING] = {"waiting_mails", "Mails that were not sent yet."},
-    [GAUGE_OLDEST_MS] = {"oldest_age_seconds",
-        "Age of the oldest entry that is not committed, or mail that waits."},
+    [GAUGE_WAITING_S] = {"oldest_mail_seconds", "Age of the oldest mail that was not sent yet."},
 };
 
 _Static_assert(COUNTERS <= 64, "role_kind.counters is a 64-bit mask");

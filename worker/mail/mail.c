@@ -268,7 +268,9 @@ mail_deliver(struct mail *mail, const struct notice *notice, char *reason)
 
     snprintf(file, sizeof(file), "%lld.%s", (long long) (notice->created_us / 1000000), id);
     for (char *c = file; *c != '\0'; c++) {
-        *c = *c == '/' ? '_' : *c;
+        if (*c == '/') {
+            *c = '_';
+        }
     }
 
     buffer_open(&bytes, MESSAGE_MAX, NULL);
@@ -378,13 +380,13 @@ mail_count(struct mail *mail)
     }
 
     row = pg_query(
-        mail->pg, "select waiting, oldest_ms from affiliate.notice_counts()", 0, NULL, 0, &error);
+        mail->pg, "select waiting, oldest from affiliate.notice_counts()", 0, NULL, 0, &error);
     if (row == NULL) {
         return role_failed_pg(mail->role, "counting mails", &error);
     }
 
     role_gauge(mail->role, GAUGE_WAITING, strtoull(PQgetvalue(row, 0, 0), NULL, 10));
-    role_gauge(mail->role, GAUGE_OLDEST_MS, strtoull(PQgetvalue(row, 0, 1), NULL, 10));
+    role_gauge(mail->role, GAUGE_WAITING_S, strtoull(PQgetvalue(row, 0, 1), NULL, 10));
     PQclear(row);
     mail->next_count_ms = clock_monotonic_ms() + MAIL_COUNT_MS;
     return true;
@@ -512,7 +514,7 @@ const struct role_kind mail_role = {.name = "mail",
     .serve = mail_serve,
     .counters = 1ULL << COUNTER_TRANSACTIONS | 1ULL << COUNTER_SENT | 1ULL << COUNTER_DELAYED |
                 1ULL << COUNTER_UNDELIVERABLE | 1ULL << COUNTER_FAILURES | 1ULL << GAUGE_WAITING |
-                1ULL << GAUGE_OLDEST_MS};
+                1ULL << GAUGE_WAITING_S};
 
 static bool
 mail_patient(void *context)

@@ -91,7 +91,7 @@ smtp_reply_line(struct smtp *smtp, const char *text, size_t len)
         char c = text[i];
 
         if (c != '\r' && c != '\n') {
-            smtp->reply[used++] = c >= 0x20 && c < 0x7f ? c : '?';
+            smtp->reply[used++] = (char) (c >= 0x20 && c < 0x7f ? c : '?');
         }
     }
 

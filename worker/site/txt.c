@@ -60,14 +60,20 @@ txt_parse(struct aff_slice answer, struct txt_records *records)
     return TXT_OK;
 }
 
+static bool
+txt_blank(uint8_t c)
+{
+    return c == ' ' || c == '\t' || c == '\r' || c == '\n';
+}
+
 struct aff_slice
 txt_trim(struct aff_slice text)
 {
-    while (text.len > 0 && memchr(" \t\r\n", text.data[0], 4) != NULL) {
+    while (text.len > 0 && txt_blank(text.data[0])) {
         text = aff_slice(text.data + 1, text.len - 1);
     }
 
-    while (text.len > 0 && memchr(" \t\r\n", text.data[text.len - 1], 4) != NULL) {
+    while (text.len > 0 && txt_blank(text.data[text.len - 1])) {
         text.len--;
     }
 
