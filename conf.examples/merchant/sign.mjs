@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// Reports an order to Affiliated, with nothing but Node (18 or newer).
+// Signs calls to Affiliated, with nothing but Node (18 or newer); by itself it reports an order.
 //
 //   export AFFILIATE_URL=https://go.example.com/v1/conversions
 //   export AFFILIATE_KEY=ak_live_... AFFILIATE_SECRET=aks_live_...
@@ -9,33 +9,41 @@
 // Prints status and answer; exit code 0 if the event was accepted. `./sign.mjs --vector` prints the documented signature.
 
 import { createHmac } from 'node:crypto';
+import { realpathSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 
 // The bytes that are sent must be the bytes that are signed: serialise once, use it for both.
-function sign(secret, timestamp, method, pathWithQuery, idempotencyKey, body) {
+export function sign(secret, timestamp, method, pathWithQuery, idempotencyKey, body) {
     return createHmac('sha256', secret)
         .update(`v1\n${timestamp}\n${method}\n${pathWithQuery}\n${idempotencyKey}\n`)
         .update(body)
         .digest('hex');
 }
 
-// One attempt; status 0 if there was no answer.
-async function post({ url, key, secret }, idempotencyKey, body) {
+// One call, signed with AFFILIATE_KEY; status 0 if there was no answer.
+export async function attempt(method, url, idempotencyKey = '', body = Buffer.alloc(0), type = 'application/json') {
     const { pathname, search } = new URL(url);
     const now = String(Math.floor(Date.now() / 1000));
-    const signature = sign(secret, now, 'POST', pathname + search, idempotencyKey, body);
+    const signature = sign(setting('AFFILIATE_SECRET'), now, method, pathname + search, idempotencyKey, body);
+    const headers = {
+        'Affiliate-Key': setting('AFFILIATE_KEY'),
+        'Affiliate-Timestamp': now,
+        'Affiliate-Signature': `v1=${signature}`,
+    };
+
+    if (idempotencyKey) {
+        headers['Idempotency-Key'] = idempotencyKey;
+    }
+    if (body.length > 0) {
+        headers['Content-Type'] = type;
+    }
 
     try {
         const response = await fetch(url, {
-            method: 'POST',
-            body,
-            headers: {
-                'Content-Type': 'application/json',
-                'Affiliate-Key': key,
-                'Affiliate-Timestamp': now,
-                'Idempotency-Key': idempotencyKey,
-                'Affiliate-Signature': `v1=${signature}`,
-            },
+            method,
+            headers,
+            body: body.length > 0 ? body : undefined,
             signal: AbortSignal.timeout(10000),
         });
 
@@ -45,12 +53,12 @@ async function post({ url, key, secret }, idempotencyKey, body) {
     }
 }
 
-// Whether a call without an answer, or with 5xx, was taken is unknown: sent again under the same key it counts once.
-async function report(settings, idempotencyKey, body) {
+// Whether a call without an answer, or with 5xx, was taken is unknown: under the same key it counts once.
+export async function call(...args) {
     let result;
 
     for (const pause of [1, 2, 4, 8, 0]) {
-        result = await post(settings, idempotencyKey, body);
+        result = await attempt(...args);
         if (result.status > 0 && result.status < 500) {
             break;
         }
@@ -58,6 +66,41 @@ async function report(settings, idempotencyKey, body) {
     }
 
     return result;
+}
+
+export function setting(name) {
+    if (!process.env[name]) {
+        throw new Error(`set ${name}`);
+    }
+
+    return process.env[name];
+}
+
+export function show({ status, answer }) {
+    console.log(`${String(status).padStart(3, '0')}\n${answer}`);
+    return status >= 200 && status < 300 ? 0 : 1;
+}
+
+function isProgram(url) {
+    try {
+        return realpathSync(process.argv[1]) === fileURLToPath(url);
+    } catch {
+        return false; // node -e, and the like
+    }
+}
+
+// Runs it if it is the program, not what a program imports: what is wrong with the settings is exit code 2.
+export async function run(url, main) {
+    if (!isProgram(url)) {
+        return;
+    }
+
+    try {
+        process.exitCode = await main(process.argv.slice(2));
+    } catch (error) {
+        console.error(error.message);
+        process.exitCode = 2;
+    }
 }
 
 async function main(args) {
@@ -73,17 +116,7 @@ async function main(args) {
         return 2;
     }
 
-    const { AFFILIATE_URL: url, AFFILIATE_KEY: key, AFFILIATE_SECRET: secret } = process.env;
-
-    if (!url || !key || !secret) {
-        console.error('set AFFILIATE_URL, AFFILIATE_KEY and AFFILIATE_SECRET');
-        return 2;
-    }
-
-    const { status, answer } = await report({ url, key, secret }, args[0], Buffer.from(args[1]));
-
-    console.log(`${String(status).padStart(3, '0')}\n${answer}`);
-    return status >= 200 && status < 300 ? 0 : 1;
+    return show(await call('POST', setting('AFFILIATE_URL'), args[0], Buffer.from(args[1])));
 }
 
-process.exitCode = await main(process.argv.slice(2));
+await run(import.meta.url, main);

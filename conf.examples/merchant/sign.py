@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reports an order to Affiliated, with nothing but Python's standard library.
+"""Signs calls to Affiliated, with nothing but Python's standard library; by itself it reports an order.
 
     export AFFILIATE_URL=https://go.example.com/v1/conversions
     export AFFILIATE_KEY=ak_live_... AFFILIATE_SECRET=aks_live_...
@@ -25,23 +25,22 @@ def sign(secret, timestamp, method, path_with_query, idempotency_key, body):
     return hmac.new(secret.encode(), string_to_sign, hashlib.sha256).hexdigest()
 
 
-def post(url, key, secret, idempotency_key, body):
-    """One attempt: (status, answer); status 0 if there was no answer."""
+def attempt(method, url, idempotency_key="", body=b"", content_type="application/json"):
+    """One call, signed with AFFILIATE_KEY: (status, answer); status 0 if there was no answer."""
+    key, secret = settings("AFFILIATE_KEY", "AFFILIATE_SECRET")
     parts = urllib.parse.urlsplit(url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     now = str(int(time.time()))
-    request = urllib.request.Request(
-        url,
-        data=body,
-        method="POST",
-        headers={
-            "Content-Type": "application/json",
-            "Affiliate-Key": key,
-            "Affiliate-Timestamp": now,
-            "Idempotency-Key": idempotency_key,
-            "Affiliate-Signature": "v1=" + sign(secret, now, "POST", path, idempotency_key, body),
-        },
-    )
+    headers = {
+        "Affiliate-Key": key,
+        "Affiliate-Timestamp": now,
+        "Affiliate-Signature": "v1=" + sign(secret, now, method, path, idempotency_key, body),
+    }
+    if idempotency_key:
+        headers["Idempotency-Key"] = idempotency_key
+    if body:
+        headers["Content-Type"] = content_type
+    request = urllib.request.Request(url, data=body or None, method=method, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             return response.status, response.read().decode()
@@ -51,14 +50,27 @@ def post(url, key, secret, idempotency_key, body):
         return 0, f"no answer: {error}"
 
 
-def report(url, key, secret, idempotency_key, body):
+def call(*arguments):
     """Whether a call without an answer, or with 5xx, was taken is unknown: under the same key it counts once."""
     for pause in (1, 2, 4, 8, 0):
-        status, answer = post(url, key, secret, idempotency_key, body)
+        status, answer = attempt(*arguments)
         if 0 < status < 500:
             break
         time.sleep(pause)
     return status, answer
+
+
+def settings(*names):
+    values = [os.environ.get(name, "") for name in names]
+    if not all(values):
+        print("set", " and ".join(names), file=sys.stderr)
+        sys.exit(2)
+    return values
+
+
+def show(status, answer):
+    print(f"{status:03}\n{answer}")
+    return 0 if 200 <= status < 300 else 1
 
 
 def main(arguments):
@@ -69,13 +81,8 @@ def main(arguments):
     if len(arguments) != 2:
         print("usage: sign.py IDEMPOTENCY_KEY JSON", file=sys.stderr)
         return 2
-    settings = [os.environ.get(name, "") for name in ("AFFILIATE_URL", "AFFILIATE_KEY", "AFFILIATE_SECRET")]
-    if not all(settings):
-        print("set AFFILIATE_URL, AFFILIATE_KEY and AFFILIATE_SECRET", file=sys.stderr)
-        return 2
-    status, answer = report(*settings, arguments[0], arguments[1].encode())
-    print(f"{status:03}\n{answer}")
-    return 0 if 200 <= status < 300 else 1
+    (url,) = settings("AFFILIATE_URL")
+    return show(*call("POST", url, arguments[0], arguments[1].encode()))
 
 
 if __name__ == "__main__":
