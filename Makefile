@@ -275,7 +275,7 @@ install: all
 	cp -R conf.examples/. $(DESTDIR)$(PREFIX)/share/doc/affiliated/examples/
 	sed -i 's|^load_module modules/|load_module $(PREFIX)/lib/nginx/modules/|' \
 	    $(DESTDIR)$(PREFIX)/share/doc/affiliated/examples/nginx-*.conf
-	install -m 644 README.md SECURITY.md CHANGES LICENSE $(DESTDIR)$(PREFIX)/share/doc/affiliated/
+	install -m 644 README.md SECURITY.md CHANGES LICENSE api/guide.md api/openapi.yaml $(DESTDIR)$(PREFIX)/share/doc/affiliated/
 
 clean:
 	rm -rf $(BUILD)

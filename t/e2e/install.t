@@ -13,7 +13,8 @@ is($code, 0, 'make install') or diag "$out$err";
 
 for my $file (qw(lib/nginx/modules/ngx_http_affiliate_module.so sbin/affiliated lib/systemd/system/affiliated.service
     lib/sysusers.d/affiliated.conf lib/tmpfiles.d/affiliated.conf share/doc/affiliated/README.md
-    share/doc/affiliated/examples/nginx-minimal.conf share/doc/affiliated/examples/merchant/sign.sh))
+    share/doc/affiliated/examples/nginx-minimal.conf share/doc/affiliated/examples/merchant/sign.sh
+    share/doc/affiliated/guide.md share/doc/affiliated/openapi.yaml))
 {
     ok(-s "$root/usr/$file", "/usr/$file");
 }

@@ -125,7 +125,9 @@ sub block
 
 $t->redis_start;
 $t->pg_start(conf => 'fsync = on');
-$t->daemon_conf;
+$t->daemon_conf(
+    roles => [qw(clicks conversions holds projection partitions api)],
+    conf => { api => { socket => $t->path('state/api.sock'), socket_mode => '0666', temp_path => '/tmp' } });
 
 my ($nginx) = section('Installing into an nginx that is there') =~ /^```nginx\n(.*?)^```/ms;
 $nginx =~ s{^load_module \S+;}{load_module $t->{module};\n@{[ $> == 0 ? 'user www-data;' : '' ]}\nevents { }};
@@ -135,6 +137,9 @@ $nginx =~ s{/var/lib/nginx/affiliate}{$t->{dir}/spool};
 $t->{port} ||= $t->port;
 $nginx =~ s{(listen\s+)80;}{${1}127.0.0.1:$t->{port};};
 $nginx =~ s/^http \{\n/http {\n    access_log off;\n/m;
+my ($location) = section('The API') =~ /^```nginx\n(.*?)^```/ms;
+$location =~ s{unix:/run/affiliated-api\.sock}{unix:$t->{dir}/state/api.sock};
+$nginx =~ s/(?=^        location \/r\/)/$location/m;
 $t->nginx_start(conf => $nginx);
 
 # affiliated() and systemctl as the reader's, but for this test's own daemon.
@@ -187,5 +192,11 @@ $out = script('what there is to see', block('The daemon', qr/^affiliated audit/m
 like($out, qr/\b125\.05\b/, 'the commission');
 like($out, qr/^state: +approved$/m, 'the order');
 like($out, qr/^role: +holds$/m, 'the roles');
+
+my $login = block('The API', qr/user create/) =~ s{https://api\.example\.com}{http://127.0.0.1:$t->{port}}gr =~ s{\bjar\b}{$t->{dir}/jar}gr;
+script('the first admin logs in', $login, qr/"admin":\s*true/);
+for my $file ($readme =~ /\]\(([^)#:]+)\)/g) {
+    ok(-s "$top/$file", "README links to $file");
+}
 
 done_testing();
