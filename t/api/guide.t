@@ -93,6 +93,33 @@ my %rights = map { $_->[0] => $_ } $t->rows(q{
     is("@keys", '', 'a key may sign what a key may call');
 }
 
+# --- limits, as the introduction tells them ----------------------------------------------------------------------------------
+
+{
+    $t->daemon_conf;
+    my (undef, $settings) = $t->cli('-T');
+    my ($intro) = $t->slurp("$top/api/guide.md") =~ /^(.*?)^## Operations$/ms;
+    my %is = map { $_ => $settings =~ /^#?$_ = (\S+)$/m } qw(rate rate_address rate_login rate_registration statement_timeout export_timeout
+        max_body max_upload);
+    my ($idle, $absolute, $kept) = @{ ($t->rows('select extract(epoch from session_idle) / 60, extract(epoch from session_absolute) / 3600,
+        extract(epoch from answers_for) / 3600 from affiliate.people_policy'))[0] };
+    my %limit = map { /define\s+(\w+)\s+(\d+)/ ? ($1 => $2) : () } map { split /\n/ } map { $t->slurp("$top/worker/api/$_") }
+        qw(request.h csv.h upload.c);
+
+    $intro =~ s/\s+/ /g;
+    for my $told (
+        "$is{rate} calls a minute", "without either $is{rate_address}", "Logins: $is{rate_login} in ten minutes", "mails: $is{rate_registration} an hour",
+        'at most ' . $is{statement_timeout} =~ s/s/ seconds/r, 'CSV for ' . $is{export_timeout} =~ s/m/ minutes/r,
+        'JSON bodies have at most ' . $is{max_body} =~ s/k/ KiB/r, $is{max_upload} =~ s/m/ MiB/r . ' in all', "and $limit{REQUEST_DEPTH_MAX} levels",
+        "path and query $limit{REQUEST_TARGET_MAX} bytes", "$limit{REQUEST_QUERY_MAX} parameters of $limit{REQUEST_VALUE_MAX} bytes",
+        $limit{UPLOAD_ROWS_MAX} =~ s/(?<=\d)(?=(?:\d{3})+$)/ /gr . ' rows', "$limit{CSV_COLUMNS_MAX} columns", $limit{CSV_CELL_MAX} / 1024 . ' KiB a cell',
+        sprintf('%d minutes after it was last used', $idle), sprintf('after %d hours in any case', $absolute), sprintf('for %d hours', $kept),
+        )
+    {
+        ok(index($intro, $told) >= 0, "the introduction tells: $told");
+    }
+}
+
 # --- codes -------------------------------------------------------------------------------------------------------------------
 
 # Functions of the schema, and what each calls.
