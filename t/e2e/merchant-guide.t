@@ -6,6 +6,7 @@ use Affiliated::Api;
 
 use File::Copy ();
 use IO::Select ();
+use IO::Socket::INET ();
 use IPC::Open2 ();
 use POSIX ();
 
@@ -174,6 +175,71 @@ sub pages
     is(($t->run(@of, "a=b; affiliate_click_id=x; c=d"))[1], "none\n", 'or finds none');
 }
 
+# --- the outbox ----------------------------------------------------------------------------------------------------------
+
+# A server that answers one call after the other with these statuses, and writes down the key and the body of each.
+sub answer_with
+{
+    my ($log, @statuses) = @_;
+    my $server = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die "listen: $!";
+    my $pid = fork // die "fork: $!";
+
+    return ($server->sockport, $pid) if $pid;
+    for my $status (@statuses) {
+        my $client = $server->accept;
+        my $request = '';
+        while ($request !~ /\r\n\r\n/ or length($request) - $+[0] < ($request =~ /^Content-Length: *(\d+)/mi)[0]) {
+            sysread $client, $request, 65536, length $request or last;
+        }
+        my ($key) = $request =~ /^Idempotency-Key: *(\S+)/mi;
+        open my $file, '>>', $log;
+        print $file "$key ", $request =~ s/.*?\r\n\r\n//sr, "\n";
+        close $file;
+        print $client "HTTP/1.1 $status Answer\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+        close $client;
+    }
+    POSIX::_exit(0);
+}
+
+sub outbox
+{
+    my ($suffix, $dir) = @_;
+    my $log = "$dir/calls.log";
+    my @statuses = (503, 401, 409, 429, 500, 202);
+    my ($port, $pid) = answer_with($log, @statuses);
+    my %env = (AFFILIATE_URL => "http://127.0.0.1:$port/v1/conversions", AFFILIATE_KEY => 'ak_test_x', AFFILIATE_SECRET => 'aks_test_x',
+        AFFILIATE_OUTBOX => "$dir/kept");
+    my @shop = ({ dir => $dir, env => \%env }, $programs{$suffix}, "shop.$suffix");
+    my @waits;
+
+    my (undef, $out) = $t->run(@shop, 'tell', 'pending', 'An "order" \\ 1', '0' x 39, '10.00', 'NPR');
+    for my $status (@statuses) {
+        like($out, qr/^$status/, "answered $status");
+        my ($file) = glob "$dir/kept/*-*";
+        last unless $file;
+        my ($due, $tries) = split /\s*\n/, $t->slurp($file);
+        push @waits, $tries == @waits + 1 ? sprintf '%.0f', ($due - time) / 60 : "tried $tries times";
+        is(($t->run(@shop, 'send'))[1], '', 'it is not due');
+        (undef, $out) = $t->run(@shop, 'send', 'now');
+    }
+    waitpid $pid, 0;
+    is("@waits", '1 2 4 8 16', 'it waits longer each time, in minutes');
+    is(join(' ', glob "$dir/kept/*"), '', 'what is accepted is gone');
+    my @calls = split /\n/, $t->slurp($log);
+    is(scalar @calls, 6, 'six calls');
+    is(scalar(keys %{ { map { $_ => 1 } @calls } }), 1, 'of one key and one body');
+    my ($key, $body) = $calls[0] =~ /^(\S+) (.*)/;
+    like($key, qr/^pending-[0-9a-f]{32}$/, 'the key');
+    is(JSON::PP::decode_json($body)->{order_id}, 'An "order" \\ 1', 'the order');
+
+    ($port, $pid) = answer_with($log, 422);
+    $env{AFFILIATE_URL} =~ s/:\d+/:$port/;
+    (undef, $out) = $t->run(@shop, 'tell', 'cancelled', 'A-2', '0' x 39);
+    waitpid $pid, 0;
+    is(scalar(my @refused = glob "$dir/kept/refused/cancelled-*"), 1, 'what is refused for good is set aside');
+    is(scalar(my @left = glob "$dir/kept/*-*"), 0, 'and not sent again');
+}
+
 sub checklist
 {
     my ($m) = @_;
@@ -199,6 +265,7 @@ for my $suffix (@languages) {
         is(($t->run({ dir => $dir }, $programs{$suffix}, "shop.$suffix", 'landing', 'a=1&affiliate_click_id=short'))[1], "no click\n",
             'what is no click_id is not kept');
         pages($suffix, $dir) if $pages{$suffix};
+        outbox($suffix, $dir);
         my $left;
         $t->wait_until('the checklist', sub { ($left = checklist($m)) eq 'site_verified live_key_made' });
         is($left, 'site_verified live_key_made', 'all that a program can do is green');
