@@ -71,12 +71,12 @@ sub block
 # --- roles, commands, options -----------------------------------------------------------------------------------------------
 
 {
-    my ($code, $out) = $t->cli('-T');
-    my ($roles) = $out =~ /^#roles = (.*)/m;
+    my @roles = map { $t->slurp($_) =~ /^const struct role_kind \w+ = \{\s*\.name = "(\w+)"/mg } glob "$top/worker/*.c $top/worker/*/*.c";
     my ($said) = section('The daemon') =~ /^.*Roles \(`(.*?)`\)/m;
-    is_deeply([sort split ' ', $said], [sort split /, /, $roles], 'README has every role');
+    cmp_ok(scalar @roles, '>', 5, 'there are roles');
+    is_deeply([sort split ' ', $said], [sort @roles], 'README has every one');
 
-    ($code, my $help) = $t->cli('help');
+    my ($code, $help) = $t->cli('help');
     my %usage = $help =~ /^  (\S+)(.*\n(?:      \[.*\n)*)/mg;
     $usage{dead_letter} = $usage{'dead-letters'};
     my @commands = join('', blocks('The daemon')) =~ /^affiliated ([a-z][a-z-]*)/mg;
