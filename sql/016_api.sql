@@ -1201,11 +1201,14 @@ returns setof jsonb
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
+declare
+    id bigint;
 begin
     perform affiliate.check_request(p_request, '{}', '{display_name,country,phone,description,channels,methods}');
     perform affiliate.check_application('affiliate', p_request);
-    return query select affiliate.answer_created('/affiliate',
-        affiliate.affiliate_view(affiliate.apply_as_affiliate(p_actor, p_request)));
+    -- A statement before the one that looks at it, or it would not be seen.
+    id := affiliate.apply_as_affiliate(p_actor, p_request);
+    return query select affiliate.answer_created('/affiliate', affiliate.affiliate_view(id));
 end
 $$;
 

@@ -143,6 +143,11 @@ is(problem($admin->post("/admin$m/approve", {})), 200, 'approved');
     is(scalar(my @lines = split /\r\n/, $csv->{body}), 2, 'also as CSV, as filtered');
 }
 
+{
+    my $r = $t->person(name => 'Late')->post('/affiliate', { display_name => 'Late Shift', country => 'NP' });
+    is("$r->{status} $r->{json}{name} $r->{json}{state}", '201 Late Shift submitted', 'a person who applies as an affiliate gets the profile');
+}
+
 # --- suspension acts at once -----------------------------------------------------------------------------------------------------------------
 
 is($admin->post("/admin$m/suspend", { reason => 'complaints' })->{json}{suspension_reason}, 'complaints', 'suspended');
