@@ -259,7 +259,7 @@ lint: $(BUILD)/migrations.c $(MODULE)
 	$(call tidy,$(PROTOCOL_SRCS) $(WORKER_SRCS),,-std=c11 -D_GNU_SOURCE -I. -Iprotocol -Iworker $(PKG_CFLAGS))
 	@# nginx writes its sizes as products of small constants.
 	$(call tidy,$(filter-out %_agents.c,$(wildcard ngx_module/*.c)),$(comma)-bugprone-implicit-widening-of-multiplication-result,$(NGINX_CFLAGS) $(PKG_CFLAGS))
-	shellcheck -S warning -s sh demo test t/lib/*.sh t/lib/run-one worker/*.sh conf.examples/merchant/*.sh
+	shellcheck -S warning -s sh demo test t/demo/tour t/lib/*.sh t/lib/run-one worker/*.sh conf.examples/merchant/*.sh
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/lib/nginx/modules $(DESTDIR)$(PREFIX)/sbin \
