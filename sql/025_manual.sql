@@ -734,12 +734,24 @@ set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
     o affiliate.order_now := affiliate.find_order_now(p_merchant_id, p_livemode, p_order_id);
+    detail jsonb;
 begin
     if o.order_no is null and affiliate.order_timeline(p_merchant_id, p_livemode, p_order_id) = '[]' then
         return null;
     end if;
-    return affiliate.order_show(jsonb_build_object('merchant', p_merchant_id, 'livemode', p_livemode, 'order', p_order_id))
-        || case when o.order_no is not null then affiliate.order_row(o) else '{}' end;
+    detail := affiliate.order_show(jsonb_build_object('merchant', p_merchant_id, 'livemode', p_livemode, 'order', p_order_id));
+    if o.order_no is null then
+        return detail;
+    end if;
+    -- The command line's terms are in the units that commands take; here they are as campaigns show them.
+    return detail || affiliate.order_row(o) || jsonb_build_object(
+        'terms', (select affiliate.terms_view(t, k.currency, false)
+                         || jsonb_build_object('product_rates', affiliate.product_rates_json(t, k.decimals))
+                    from affiliate.terms t
+                    join affiliate.currency k on k.currency = o.posted_currency
+                   where t.merchant_id = o.merchant_id and t.terms_id = o.terms_id),
+        'verdict', (select affiliate.verdict_name(c.verdict) from affiliate.click_seen c where c.id = o.click_id),
+        'click_reasons', coalesce((select affiliate.verdict_reasons(c.reasons) from affiliate.click_seen c where c.id = o.click_id), '[]'));
 end
 $$;
 

@@ -352,8 +352,9 @@ is(scalar($manager->pages("$m/reconciliations")), 1, 'comparisons are listed');
 {
     my ($order, @others) = $admin->pages('/admin/orders/review');
     is("$order->{order} " . @others, 'suspect 0', 'one order to look at');
-    like($order->{sentence}, qr/suspicious/, 'and why');
-    diag($admin->get("$m/orders/suspect")->{raw});
+    like($order->{sentence}, qr/suspicious/, 'in words');
+    my $detail = $admin->get("$m/orders/suspect")->{json};
+    is("$detail->{verdict} @{$detail->{click_reasons}} $detail->{terms}{rate_percent}", 'suspect repeated signal 12.00', 'and why');
     my $review = "/admin$m/orders/suspect/review";
     refused($owner->post($review, { decision => 'accept', reason => 'Ours' }), '403 forbidden', 'a decision that is the network\'s');
     is(problem($admin->post($review, { decision => 'accept', reason => 'An office network' })), 200, 'accepted');
