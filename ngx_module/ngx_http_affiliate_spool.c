@@ -588,7 +588,7 @@ ngx_http_affiliate_spool_reserve_spare(ngx_http_affiliate_log_t *log,
          q != ngx_queue_sentinel(&log->segments);
          q = ngx_queue_next(q))
     {
-        held += log->size;
+        held += (off_t) log->size;
 
         if (held > (off_t) (2 * log->size)
             && held > log->conf->max_size / NGX_HTTP_AFFILIATE_SPOOL_SPARE)
