@@ -36,6 +36,7 @@ create table affiliate.api_operation (
     creates         boolean not null,
     approved        boolean not null,
     while_suspended boolean not null,
+    by_mode         boolean not null,
     check (mutates or not creates)
 );
 
@@ -45,19 +46,20 @@ comment on column affiliate.api_operation.mutates is 'It changes something: a se
 comment on column affiliate.api_operation.creates is 'A POST: it takes an Idempotency-Key, and its answer is stored';
 comment on column affiliate.api_operation.approved is 'Only for merchants and affiliates that an admin has approved';
 comment on column affiliate.api_operation.while_suspended is 'Also for those that are suspended or rejected';
+comment on column affiliate.api_operation.by_mode is 'What it changes is live or test: a test key may call it, and changes nothing that is live';
 
 create function affiliate.operation(
     p_operation text, actors text[], role text default 'read_only', mutates boolean default false, creates boolean default false,
-    approved boolean default false, while_suspended boolean default false)
+    approved boolean default false, while_suspended boolean default false, by_mode boolean default false)
 returns void
 language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
     insert into affiliate.api_operation
-    values ($1, $2, $3, $4 or $5, $5, $6, $7)
+    values ($1, $2, $3, $4 or $5, $5, $6, $7, $8)
         on conflict (operation) do update
        set actors = excluded.actors, role = excluded.role, mutates = excluded.mutates, creates = excluded.creates,
-           approved = excluded.approved, while_suspended = excluded.while_suspended
+           approved = excluded.approved, while_suspended = excluded.while_suspended, by_mode = excluded.by_mode
 $$;
 
 comment on function affiliate.operation is 'Registers an operation, or changes who may call it; for migrations';
@@ -487,6 +489,9 @@ begin
     end case;
 
     perform affiliate.check_standing(actor, p_operation);
+    if actor.kind = 'key' and not actor.livemode and p_operation.mutates and not p_operation.by_mode then
+        perform affiliate.problem(403, 'live_key_required', 'What this changes is not of one mode: sign it with a live key.');
+    end if;
     actor.livemode := coalesce(actor.livemode, affiliate.boolean_field(p_request, 'livemode'), true);
     return actor;
 end
@@ -578,8 +583,8 @@ declare
     before affiliate.api_answer;
     results jsonb[];
 begin
-    if coalesce(key, '') = '' or length(key) > 255 then
-        perform affiliate.problem(400, 'idempotency_key', 'The header Idempotency-Key is required, of 1 to 255 characters.');
+    if coalesce(key, '') = '' or length(key) > 128 then
+        perform affiliate.problem(400, 'idempotency_key', 'The header Idempotency-Key is required, of 1 to 128 characters.');
     end if;
     if not pg_try_advisory_xact_lock(hashtextextended(
                format('affiliate.api_answer %s %s %s %s', p_actor.livemode, p_operation, whose, key), 0)) then

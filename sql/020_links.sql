@@ -622,6 +622,6 @@ select affiliate.operation('link_create', actors => '{affiliate}', creates => tr
 select affiliate.operation(name, actors => '{affiliate}', creates => true) from unnest('{link_pause,link_resume}'::text[]) name;
 select affiliate.operation(name, actors => '{affiliate}', mutates => true) from unnest('{link_update,link_delete}'::text[]) name;
 select affiliate.operation('merchant_link_list', actors => '{merchant,key,admin}');
-select affiliate.operation('test_link_create', actors => '{merchant,key,admin}', role => 'manager', creates => true);
-select affiliate.operation('test_link_delete', actors => '{merchant,key,admin}', role => 'manager', mutates => true);
+select affiliate.operation('test_link_create', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true);
+select affiliate.operation('test_link_delete', actors => '{merchant,key,admin}', role => 'manager', mutates => true, by_mode => true);
 select affiliate.seal_operations();

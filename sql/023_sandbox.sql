@@ -1208,6 +1208,6 @@ select affiliate.enter_as_tenant(
 
 select affiliate.operation('dry_run_create', actors => '{merchant,key,admin}'),
        affiliate.operation('test_clock_show', actors => '{merchant,key,admin}'),
-       affiliate.operation('test_clock_advance', actors => '{merchant,key,admin}', role => 'manager', creates => true),
+       affiliate.operation('test_clock_advance', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true),
        affiliate.operation('magic_order_list', actors => '{merchant,key,admin}');
 select affiliate.seal_operations();

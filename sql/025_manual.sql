@@ -864,7 +864,7 @@ begin
 end
 $$;
 
-select affiliate.operation('order_approve', actors => '{merchant,key,admin}', role => 'manager', creates => true);
+select affiliate.operation('order_approve', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true);
 
 create function affiliate.api_order_approve(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -877,7 +877,7 @@ begin
 end
 $$;
 
-select affiliate.operation('order_cancel', actors => '{merchant,key,admin}', role => 'manager', creates => true);
+select affiliate.operation('order_cancel', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true);
 
 create function affiliate.api_order_cancel(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -890,7 +890,7 @@ begin
 end
 $$;
 
-select affiliate.operation('order_refund', actors => '{merchant,key,admin}', role => 'manager', creates => true);
+select affiliate.operation('order_refund', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true);
 
 create function affiliate.api_order_refund(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -903,7 +903,7 @@ begin
 end
 $$;
 
-select affiliate.operation('order_return', actors => '{merchant,key,admin}', role => 'manager', creates => true);
+select affiliate.operation('order_return', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true);
 
 create function affiliate.api_order_return(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -1263,7 +1263,7 @@ select affiliate.enter_as_tenant(
     'affiliate.order_import_rows(bigint, affiliate.actor, bigint, bigint, jsonb)',
     'affiliate.order_import_end(bigint, affiliate.actor, bigint, bigint)');
 
-select affiliate.operation('order_import_create', actors => '{merchant,key,admin}', role => 'manager', creates => true);
+select affiliate.operation('order_import_create', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true);
 
 create function affiliate.api_order_import_create(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -1276,7 +1276,7 @@ begin
 end
 $$;
 
-select affiliate.operation('order_import_create_rows', actors => '{merchant,key,admin}', role => 'manager', mutates => true);
+select affiliate.operation('order_import_create_rows', actors => '{merchant,key,admin}', role => 'manager', mutates => true, by_mode => true);
 
 create function affiliate.api_order_import_create_rows(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -1291,7 +1291,7 @@ begin
 end
 $$;
 
-select affiliate.operation('order_import_create_done', actors => '{merchant,key,admin}', role => 'manager', mutates => true);
+select affiliate.operation('order_import_create_done', actors => '{merchant,key,admin}', role => 'manager', mutates => true, by_mode => true);
 
 create function affiliate.api_order_import_create_done(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb

@@ -767,7 +767,7 @@ select affiliate.enter_as_tenant(
     'affiliate.reconciliation_apply(bigint, affiliate.actor, bigint, bigint[], smallint, text, integer)',
     'affiliate.missing_offers(bigint, boolean, text, timestamptz)');
 
-select affiliate.operation('reconciliation_create', actors => '{merchant,key,admin}', role => 'manager', creates => true);
+select affiliate.operation('reconciliation_create', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true);
 
 create function affiliate.api_reconciliation_create(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -780,7 +780,7 @@ begin
 end
 $$;
 
-select affiliate.operation('reconciliation_create_rows', actors => '{merchant,key,admin}', role => 'manager', mutates => true);
+select affiliate.operation('reconciliation_create_rows', actors => '{merchant,key,admin}', role => 'manager', mutates => true, by_mode => true);
 
 create function affiliate.api_reconciliation_create_rows(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -795,7 +795,7 @@ begin
 end
 $$;
 
-select affiliate.operation('reconciliation_create_done', actors => '{merchant,key,admin}', role => 'manager', mutates => true);
+select affiliate.operation('reconciliation_create_done', actors => '{merchant,key,admin}', role => 'manager', mutates => true, by_mode => true);
 
 create function affiliate.api_reconciliation_create_done(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb
@@ -893,7 +893,7 @@ end
 $$;
 
 -- Fixes the rows that are named, or the next of a class; of a class it may have to be called again, until nothing is left.
-select affiliate.operation('reconciliation_fix', actors => '{merchant,key,admin}', role => 'manager', creates => true);
+select affiliate.operation('reconciliation_fix', actors => '{merchant,key,admin}', role => 'manager', creates => true, by_mode => true);
 
 create function affiliate.api_reconciliation_fix(p_actor affiliate.actor, p_request jsonb)
 returns setof jsonb

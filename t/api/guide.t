@@ -73,7 +73,7 @@ my %native = map { $_ => '{nobody}' } qw(health_show session_create time_show);
 
 $t->pg_start;
 my %rights = map { $_->[0] => $_ } $t->rows(q{
-    select operation, actors, case when 'merchant' = any (actors) then role else 'read_only' end, approved, while_suspended
+    select operation, actors, case when 'merchant' = any (actors) then role else 'read_only' end, approved, while_suspended, by_mode
       from affiliate.api_operation order by 1});
 
 {
@@ -82,8 +82,8 @@ my %rights = map { $_->[0] => $_ } $t->rows(q{
     for my $name (sort keys %$operations) {
         my $o = $operations->{$name};
         my $said = join ' ', '{' . join(',', @{ $o->{'x-actors'} }) . '}', $o->{'x-role'} || 'read_only',
-            map { $_ ? 't' : 'f' } @$o{qw(x-approved x-while-suspended)};
-        my $is = $native{$name} ? "$native{$name} read_only f f" : join ' ', @{ $rights{$name} || [] }[1 .. 4];
+            map { $_ ? 't' : 'f' } @$o{qw(x-approved x-while-suspended x-by-mode)};
+        my $is = $native{$name} ? "$native{$name} read_only f f f" : join ' ', @{ $rights{$name} || [] }[1 .. 5];
         my $by_key = grep { $_->{key} } @{ $o->{security} || $described->{default} };
         push @wrong, "$name: $said, not $is" if $said ne $is;
         push @keys, $name if $by_key xor grep { $_ eq 'key' } @{ $o->{'x-actors'} };

@@ -3,7 +3,7 @@
 
 \ir support/people.psql
 
-select plan(41);
+select plan(43);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- The wrong caller
@@ -69,6 +69,10 @@ select pg_temp.none($$ select operation, k, o from may, unnest('{ak_live_fixture
 select pg_temp.none($$ select operation, o from may, pg_temp.attempt('ak_test_fixture1', operation, '{"livemode": "true"}') o
     where 'key' = any (actors) and o <> '22023 livemode: is the key''s own' $$, 'a key that names its mode');
 
+select pg_temp.none($$ select operation, o from may, pg_temp.attempt('ak_test_fixture1', operation) o
+    where 'key' = any (actors) and (o = 'AF403 live_key_required') is distinct from (mutates and not by_mode) $$, 'a test key changes what is of its mode');
+select pg_temp.none($$ select o.operation from may o where by_mode and operation !~ '^(order|reconciliation|test)_' $$, 'which is orders, and what tests are made of');
+
 create temp table fit as
 select m.operation, m.creates, m.mutates, m.while_suspended, m.approved, w.kind, w.who
   from may m
@@ -77,7 +81,7 @@ select m.operation, m.creates, m.mutates, m.while_suspended, m.approved, w.kind,
 select pg_temp.none($$ select f.operation, f.kind, array_agg(o) from fit f, pg_temp.attempt(f.who, f.operation) o
     group by 1, 2 having bool_and(o ~ '^AF40[13] ') $$, 'whoever may is not refused as somebody else, a key in one mode at least');
 select pg_temp.none($$ select f.operation, f.who, o from fit f, pg_temp.attempt(f.who, f.operation, '{"merchant": "900001"}', '{"idempotency_key": null}') o
-    where f.creates and o not like '400%' and o <> 'AF400 idempotency_key' $$, 'what creates takes an Idempotency-Key');
+    where f.creates and o not like '400%' and o not in ('AF400 idempotency_key', 'AF403 live_key_required') $$, 'what creates takes an Idempotency-Key');
 
 create function pg_temp.without_csrf(p_who text, p_operation text) returns text language plpgsql as $$
 declare
