@@ -24,6 +24,9 @@ is_deeply([map { points($_) } "$Affiliated::Test::TOP/build/affiliated", "$Affil
 my $load = Affiliated::Load->begin(clients => 2, may_drop => 1,
     nginx => { spool => 'max_size=64m segment=256k sync=200ms' });
 my $t = $load->{t};
+$t->daemon_stop;
+$t->daemon_start(roles => [qw(clicks conversions holds projection partitions mail)], conf => { mail => {
+    maildir => $t->path('state/mails'), from => 'no-reply@network.example', site => 'https://network.example', interval => '100ms' } });
 my %file = (nginx => $t->{module}, daemon => $t->_affiliated);
 my %points = map { $_ => [points($file{$_})] } keys %file;
 
@@ -76,6 +79,8 @@ sub bites
             control($name, 0, 0);
             return 1;
         }
+        # Nobody under load is mailed anything.
+        $t->psql(q{select affiliate.notify(null, 'already_registered', '{"to": "asha@example.com"}')}) if $points{$name}[$number] =~ /^mail/ && $tick % 10 == 1;
         # A segment that is to be released has to fill first, in a worker that lives so long.
         poke($name) if $tick % 40 == 20 && $points{$name}[$number] ne 'spool.released';
         sleep 0.05;
@@ -101,5 +106,8 @@ $load->stop;
 $t->daemon_start unless $t->alive('daemon');
 
 is(join("\n", $load->settle), '', 'everything that was answered is there, once, and the books hold');
+# A mail that was at work when the daemon died comes again once its lease is over, which takes minutes.
+$t->psql(q{update affiliate.notice set next_at = now() where state = 'waiting'});
+ok($t->wait_until('mails', sub { $t->value("select string_agg(distinct state, ' ') from affiliate.notice") eq 'sent' }), 'and every mail has been sent');
 
 done_testing();
