@@ -35,12 +35,19 @@ create table affiliate.merchant (
     hosts           text[] not null check (cardinality(hosts) between 1 and 8),
     suspended       tstzmultirange not null default '{}',
     version         bigint not null default 1,
-    created_at      timestamptz not null default now()
+    created_at      timestamptz not null default now(),
+    decision        text not null default 'approved' check (decision in ('submitted', 'approved', 'rejected')),
+    state           text not null generated always as (
+                        case when suspended @> 'infinity'::timestamptz then 'suspended' else decision end) stored
 );
+
+create index merchant_submitted on affiliate.merchant (merchant_id) where decision = 'submitted';
 
 comment on table affiliate.merchant is 'A shop that pays for orders';
 comment on column affiliate.merchant.hosts is 'Where links may lead: names, or *.name for everything below';
 comment on column affiliate.merchant.suspended is 'When it was suspended; an order counts if its first report lies outside';
+comment on column affiliate.merchant.decision is 'What an admin decided; live links and keys work only once it is approved';
+comment on column affiliate.merchant.state is 'submitted, approved, rejected or suspended: follows from decision and suspended, and can''t contradict either';
 comment on column affiliate.merchant.version is 'Counts up with every change; see link_projection';
 
 create table affiliate.affiliate (
@@ -49,13 +56,22 @@ create table affiliate.affiliate (
     email           text,
     suspended       tstzmultirange not null default '{}',
     version         bigint not null default 1,
-    created_at      timestamptz not null default now()
+    created_at      timestamptz not null default now(),
+    decision        text not null default 'approved' check (decision in ('submitted', 'approved', 'rejected')),
+    state           text not null generated always as (
+                        case when suspended @> 'infinity'::timestamptz then 'suspended' else decision end) stored,
+    user_id         bigint
 );
 
 create unique index affiliate_email on affiliate.affiliate (lower(email));
+create unique index affiliate_user on affiliate.affiliate (user_id);
+create index affiliate_submitted on affiliate.affiliate (affiliate_id) where decision = 'submitted';
 
 comment on table affiliate.affiliate is 'Who recommends and earns; works for many merchants, so a reference table on every shard';
 comment on column affiliate.affiliate.suspended is 'When it was suspended';
+comment on column affiliate.affiliate.decision is 'What an admin decided; live links work only once it is approved';
+comment on column affiliate.affiliate.state is 'submitted, approved, rejected or suspended';
+comment on column affiliate.affiliate.user_id is 'Who it belongs to; null if nobody logs in for it';
 
 create table affiliate.campaign (
     merchant_id     bigint not null references affiliate.merchant,
@@ -65,11 +81,23 @@ create table affiliate.campaign (
     suspended       tstzmultirange not null default '{}',
     version         bigint not null default 1,
     created_at      timestamptz not null default now(),
+    state           text not null default 'active' check (state in ('draft', 'active', 'paused', 'closed')),
+    joining         text not null default 'open' check (joining in ('open', 'approval')),
+    description     text check (length(description) <= 5000),
+    rules           text check (length(rules) <= 5000),
+    categories      text[] not null default '{}' check (cardinality(categories) <= 5),
+    suspension_reason text,
     primary key (merchant_id, campaign_id)
 );
 
+create index campaign_open on affiliate.campaign (created_at, campaign_id) where state = 'active';
+
 comment on table affiliate.campaign is 'What a merchant offers to affiliates; its terms are versions in affiliate.terms';
 comment on column affiliate.campaign.currency is 'The only currency its orders are paid in';
+comment on column affiliate.campaign.state is 'What its merchant wants: draft (only test links), active, paused (no clicks), closed for good';
+comment on column affiliate.campaign.joining is 'Whether affiliates join by themselves (open) or are approved';
+comment on column affiliate.campaign.rules is 'How it may be promoted, and how not';
+comment on column affiliate.campaign.categories is 'Of affiliate.topic';
 
 create table affiliate.terms (
     merchant_id             bigint not null,
@@ -129,14 +157,18 @@ create table affiliate.link (
     state           text not null default 'active' check (state in ('active', 'paused', 'removed')),
     version         bigint not null default 1,
     created_at      timestamptz not null default now(),
+    name            text check (length(name) between 1 and 200),
+    sub_ids         text[] check (cardinality(sub_ids) between 1 and 5),
     primary key (merchant_id, link_id),
     foreign key (merchant_id, campaign_id) references affiliate.campaign
 );
 
-create index link_campaign on affiliate.link (merchant_id, campaign_id);
-create index link_affiliate on affiliate.link (affiliate_id);
+create index link_membership on affiliate.link (merchant_id, campaign_id, affiliate_id);
+create index link_of_affiliate on affiliate.link (affiliate_id, link_id);
 
 comment on table affiliate.link is 'A short link of one affiliate for one campaign';
+comment on column affiliate.link.name is 'What its affiliate calls it';
+comment on column affiliate.link.sub_ids is 'sub1 to sub5 that its short URL carries; null where one is left out';
 
 create table affiliate.link_code (
     code            text collate "C" primary key,
@@ -206,6 +238,7 @@ create table affiliate.inbox (
     conversions     integer not null default 0,
     duplicates      integer not null default 0,
     applied_at      timestamptz not null default now(),
+    refusals        integer not null default 0,
     primary key (channel, spool_id, segment, sequence)
 ) with (fillfactor = 80);
 
@@ -215,6 +248,7 @@ comment on table affiliate.inbox is 'Batches that were applied, each in the tran
 comment on column affiliate.inbox.channel is '1 clicks 2 conversions';
 comment on column affiliate.inbox.conversions is 'Records of it that became conversions';
 comment on column affiliate.inbox.duplicates is 'Records of it that repeated an idempotency key with the same body';
+comment on column affiliate.inbox.refusals is 'Records of it that told of a call that was refused, or repeated';
 
 create sequence affiliate.conversion_id_seq cache 1000;
 create sequence affiliate.order_no_seq cache 1000;
@@ -254,7 +288,8 @@ create table affiliate.conversion (
     item_sku        text[],
     item_category   text[],
     item_quantity   integer[],
-    item_amount     bigint[]
+    item_amount     bigint[],
+    sub_id          text collate "C"
 ) with (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
 -- In the keys, the text comes before livemode: there its place in the entry is fixed, and few comparisons go on behind it.
@@ -268,6 +303,7 @@ comment on column affiliate.conversion.effective_at is 'When it counts: occurred
 comment on column affiliate.conversion.clicked_at is 'The time inside click_id';
 comment on column affiliate.conversion.click_problem is 'Why its click is none that pays: unknown_click, foreign_click, expired_click, wrong_livemode';
 comment on column affiliate.conversion.refund_key is 'Which refund it reports: r:refund_id, or e:idempotency key:position; null where it is no partial refund';
+comment on column affiliate.conversion.sub_id is 'That its click is counted by in click_sub_day; null: none';
 comment on column affiliate.conversion.waiting is 'True while its click has not arrived: not yet part of the order''s facts';
 
 create table affiliate.waiting (
@@ -353,11 +389,24 @@ create table affiliate.order_fact (
     item_numerator          numeric,
     item_denominator        numeric,
     hold_until              timestamptz,
-    order_id                text collate "C" not null
+    order_id                text collate "C" not null,
+    reversed_minor          bigint,
+    sub_id                  text collate "C",
+    item_sku                text[],
+    item_quantity           integer[],
+    item_amount             bigint[]
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
 create unique index order_fact_no on affiliate.order_fact (merchant_id, order_no);
 create index order_fact_review on affiliate.order_fact (merchant_id, order_no) where outcome = 'review';
+-- Lists go along these, newest first. None of their columns changes as an order goes its way, but where few orders go it: so
+-- that an order that is approved is still updated in its place.
+create index order_fact_reported on affiliate.order_fact (merchant_id, livemode, reported_at, order_no);
+create index order_fact_affiliate on affiliate.order_fact (affiliate_id, livemode, reported_at, order_no);
+create index order_fact_queue on affiliate.order_fact (livemode, reported_at, order_no) where outcome = 'review';
+create index order_fact_rejected on affiliate.order_fact (merchant_id, livemode, reported_at, order_no) where outcome = 'rejected';
+create index order_fact_back on affiliate.order_fact (merchant_id, livemode, reported_at, order_no)
+    where cancelled_at is not null or returned_at is not null or refunded_minor > 0;
 -- The last: of indexes that seem to cost the same, as in a table that was vacuumed while it was empty, the planner takes the newest.
 alter table affiliate.order_fact
     add primary key (merchant_id, order_id, livemode);
@@ -378,6 +427,9 @@ comment on column affiliate.order_fact.refund_currency is 'True if a refund is i
 comment on column affiliate.order_fact.inactive is 'Who was suspended at the earliest report: inactive_merchant, inactive_campaign, inactive_affiliate';
 comment on column affiliate.order_fact.item_numerator is 'Commission of its items as a fraction, before refunds; null if it named none';
 comment on column affiliate.order_fact.hold_until is 'Where its row in hold is, if it was held when last decided';
+comment on column affiliate.order_fact.reversed_minor is 'Commission that its cancellation, return or refunds took, null if none; see reversed_minor()';
+comment on column affiliate.order_fact.sub_id is 'Of its click; see conversion';
+comment on column affiliate.order_fact.item_sku is 'Its items, of the latest report that names an amount';
 comment on column affiliate.order_fact.outcome is 'accepted, review (accrues, does not mature) or rejected';
 comment on column affiliate.order_fact.problem is 'Why it is not accepted; see reason_sentence()';
 comment on column affiliate.order_fact.posted_payable is 'True if its money stood in payable when it was last decided; release_item tells of releases since';
@@ -450,10 +502,15 @@ create table affiliate.hold (
     revision            integer not null,
     livemode            boolean not null,
     currency            text not null,
+    day                 date,
+    campaign_id         bigint,
+    link_id             bigint,
+    sub_id              text collate "C",
     primary key (due_at, merchant_id, order_no)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
 comment on table affiliate.hold is 'Approved orders whose money waits for the end of its hold; releasing deletes the row. One index does for both: releases come by time, orders know theirs (hold_until)';
+comment on column affiliate.hold.day is 'With campaign_id, link_id and sub_id: what the order is counted by, so that releasing it needs not look it up';
 
 create table affiliate.release (
     merchant_id         bigint not null,

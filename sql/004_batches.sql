@@ -67,6 +67,7 @@ as $$
       from affiliate.click_partitions()
 $$;
 
+-- Whoever may add clicks may add them to every day: the daemon copies straight into the partition.
 create function affiliate.create_click_partition(p_day date)
 returns text
 language plpgsql volatile
@@ -74,6 +75,7 @@ set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
     leaf text := 'click_' || to_char(p_day, 'YYYYMMDD');
+    writer text;
 begin
     -- Attaching takes a lock that lets clicks go on arriving; creating it as a partition at once would not.
     execute format('create table affiliate.%I (like affiliate.click including defaults including constraints)', leaf);
@@ -82,12 +84,26 @@ begin
     execute format('alter table affiliate.click attach partition affiliate.%I for values from (%L) to (%L)',
                    leaf, affiliate.day_bound(p_day), affiliate.day_bound(p_day + 1));
     execute format('alter table affiliate.%I set (autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0.2)', leaf);
+
+    for writer in
+        select r.rolname
+          from pg_catalog.pg_class c
+         cross join lateral pg_catalog.aclexplode(c.relacl) g
+          join pg_catalog.pg_roles r on r.oid = g.grantee
+         where c.oid = 'affiliate.click'::regclass
+           and g.privilege_type = 'INSERT'
+           and g.grantee <> c.relowner
+    loop
+        execute format('grant insert on affiliate.%I to %I', leaf, writer);
+    end loop;
+
     return 'affiliate.' || leaf;
 end
 $$;
 
 -- Creates the partitions of the days from two ago to p_ahead ahead, drops those that ended more than p_retention days
--- ago (0 = never), and prunes the inbox, which must know batches only as long as their spool or stream could send them again.
+-- ago (0 = never; of less than the floor it is the floor), and prunes the inbox, which must know batches only as long as their
+-- spool or stream could send them again.
 create function affiliate.maintain_partitions(p_ahead integer, p_retention integer)
 returns table (action text, relation text)
 language plpgsql volatile
@@ -118,7 +134,7 @@ begin
         for leaf in
             select p.relation as name
               from affiliate.click_partitions() p
-             where p.day < today - greatest(p_retention, 2)
+             where p.day < today - greatest(p_retention, affiliate.retention_floor())
              order by p.day
         loop
             execute format('alter table affiliate.click detach partition %s', leaf.name);

@@ -35,7 +35,7 @@ begin
     create temp table waiting_due (
         place tid, merchant_id bigint, livemode boolean, order_id text collate "C", conversion_id bigint,
         arrived boolean, mine boolean, elsewhere boolean, over boolean,
-        link_id bigint, campaign_id bigint, affiliate_id bigint, verdict smallint
+        link_id bigint, campaign_id bigint, affiliate_id bigint, verdict smallint, sub_id text collate "C"
     ) on commit delete rows;
 
     -- Conversions that a batch has added, and records of it that were none.
@@ -44,6 +44,7 @@ begin
         waiting boolean, refunding boolean, record integer, sequence integer, spool_id bigint, segment bigint,
         conversion_id bigint, effective_at timestamptz, clicked_at timestamptz, click_id uuid, verdict smallint,
         link_id bigint, campaign_id bigint, affiliate_id bigint, amount_minor bigint, click_problem text, currency text,
+        sub_id text collate "C",
         item_sku text[], item_category text[], item_quantity integer[], item_amount bigint[]
     ) on commit delete rows;
 
@@ -60,7 +61,10 @@ begin
         order_no bigint, revision integer, hold_until timestamptz,
         posted_affiliate_id bigint, posted_commission_minor bigint, posted_fee_minor bigint,
         posted_payable boolean, posted_currency text,
-        review_decision text, review_reason text, reviewed_at timestamptz
+        review_decision text, review_reason text, reviewed_at timestamptz,
+        counted boolean, state text, day date, campaign_id bigint, link_id bigint, sub_id text collate "C",
+        currency text collate "C", amount_minor bigint, kept_minor bigint, reversed_minor bigint,
+        item_sku text[], item_quantity integer[], item_amount bigint[]
     ) on commit delete rows;
 
     create temp table order_held (hold tid) on commit delete rows;
@@ -69,7 +73,10 @@ begin
     create temp table move (
         merchant_id bigint, order_no bigint, affiliate_id bigint, commission_minor bigint, fee_minor bigint,
         held_commission_minor bigint, held_fee_minor bigint, revision integer, livemode boolean, payable boolean,
-        hold_until timestamptz, currency text, outcome text, order_id text collate "C"
+        hold_until timestamptz, currency text, outcome text, order_id text collate "C",
+        state text, day date, campaign_id bigint, link_id bigint, sub_id text collate "C",
+        counted_currency text collate "C", amount_minor bigint, kept_minor bigint, reversed_minor bigint,
+        item_sku text[], item_quantity integer[], item_amount bigint[]
     ) on commit delete rows;
 
     create temp table account_change (
@@ -80,6 +87,15 @@ begin
     create temp table account_changed (
         merchant_id bigint, livemode boolean, currency text, owner text, kind text, owner_id bigint,
         account_id bigint
+    ) on commit delete rows;
+
+    -- By how much the rollups of orders change.
+    create temp table order_change (
+        merchant_id bigint, livemode boolean, day date, link_id bigint, campaign_id bigint, affiliate_id bigint,
+        sub_id text collate "C", currency text collate "C",
+        pending bigint, approved bigint, payable bigint, cancelled bigint, refunded bigint, review bigint, rejected bigint,
+        amount_minor numeric, kept_minor numeric, commission_pending_minor numeric, commission_payable_minor numeric,
+        commission_reversed_minor numeric, fee_pending_minor numeric, fee_payable_minor numeric
     ) on commit delete rows;
 
     create temp table released (
@@ -165,7 +181,7 @@ returns table (
     verdict smallint, click_problem text,
     amount_minor bigint, currency text,
     item_sku text[], item_category text[], item_quantity integer[], item_amount bigint[],
-    refunded_minor bigint, refund_currency boolean)
+    refunded_minor bigint, refund_currency boolean, sub_id text)
 language sql stable
 begin atomic
     with event as (
@@ -194,7 +210,7 @@ begin atomic
     ),
     click as (
         -- A click that came too late for one event may have come in time for the next.
-        select e.click_id, e.clicked_at, e.link_id, e.campaign_id, e.affiliate_id, e.verdict, e.click_problem
+        select e.click_id, e.clicked_at, e.link_id, e.campaign_id, e.affiliate_id, e.verdict, e.click_problem, e.sub_id
           from event e
           join first f using (click_id)
          order by e.click_problem nulls first
@@ -229,7 +245,7 @@ begin atomic
            m.approved_at, m.cancelled_at, m.returned_at,
            c.click_id, c.clicked_at, c.link_id, c.campaign_id, c.affiliate_id, c.verdict, c.click_problem,
            l.amount_minor, l.currency, l.item_sku, l.item_category, l.item_quantity, l.item_amount,
-           r.refunded_minor, r.refund_currency
+           r.refunded_minor, r.refund_currency, c.sub_id
       from merged m
      cross join click c
      cross join refunds r
@@ -289,7 +305,16 @@ begin
            o.order_no, o.revision, o.hold_until,
            o.posted_affiliate_id, o.posted_commission_minor, o.posted_fee_minor,
            o.posted_payable, o.posted_currency,
-           o.review_decision, o.review_reason, o.reviewed_at
+           o.review_decision, o.review_reason, o.reviewed_at,
+           o.revision > 0,
+           affiliate.state_of(
+               o.outcome, o.cancelled_at, o.returned_at, o.refunded_minor, o.amount_minor, o.posted_payable, o.approved_at),
+           affiliate.utc_day(o.reported_at), o.campaign_id, o.link_id, o.sub_id,
+           coalesce(o.currency, o.posted_currency), o.amount_minor,
+           affiliate.kept_minor(
+               o.amount_minor, o.refunded_minor,
+               affiliate.order_void(o.outcome, o.has_report, o.cancelled_at, o.returned_at)),
+           o.reversed_minor, o.item_sku, o.item_quantity, o.item_amount
       from (select *
               from pg_temp.order_touched
              order by merchant_id, livemode, order_id) t
@@ -318,7 +343,8 @@ begin
            ) h;
 
     update pg_temp.order_known k
-       set posted_payable = true
+       set posted_payable = true,
+           state = 'payable'
      where (select true
               from affiliate.release_item r
              where r.merchant_id = k.merchant_id
@@ -368,10 +394,13 @@ begin
                e.click_id, e.clicked_at, e.link_id, e.campaign_id, e.affiliate_id, e.verdict, e.click_problem,
                case when e.status in (1, 2) then e.amount_minor end,
                case when e.status in (1, 2) and e.amount_minor is not null then e.currency end,
-               e.item_sku, e.item_category, e.item_quantity, e.item_amount,
+               case when i.named then e.item_sku end, case when i.named then e.item_category end,
+               case when i.named then e.item_quantity end, case when i.named then e.item_amount end,
                case when e.refunding then e.amount_minor else 0 end,
-               false
+               false,
+               e.sub_id
           from pg_temp.conversion_new e
+         cross join lateral (select e.status in (1, 2) and e.amount_minor is not null as named) i
           left join lateral (
                    select true as known
                      from affiliate.order_fact o
@@ -430,7 +459,7 @@ begin
     ),
     judged as (
         select f.*,
-               case when f.clicked_at >= g.valid_from then g.terms_id end as terms_id,
+               case when affiliate.click_day(f.livemode, f.clicked_at, f.click_id) >= g.valid_from then g.terms_id end as terms_id,
                g.rate_basis_points, g.rate_flat_minor, g.fee_basis_points, g.fee_flat_minor, g.hold,
                g.attribution_window, g.minimum_click_to_order, g.version, g.campaign_currency,
                case
@@ -442,7 +471,8 @@ begin
           join ground g
             on g.merchant_id = f.merchant_id and g.campaign_key = f.campaign_key
            and g.affiliate_key = f.affiliate_key
-           and f.clicked_at >= g.applies_from and f.clicked_at < g.applies_until
+           and affiliate.click_day(f.livemode, f.clicked_at, f.click_id) >= g.applies_from
+           and affiliate.click_day(f.livemode, f.clicked_at, f.click_id) < g.applies_until
         offset 0
     ),
     weighed as (
@@ -457,8 +487,15 @@ begin
                    j.currency, j.campaign_currency, j.other_click, j.refund_currency,
                    j.has_report and j.approved_at is not null and j.amount_minor is null
                        and j.rate_basis_points is not null,
-                   j.review_decision) as problem
+                   j.review_decision) as found
           from judged j
+        offset 0
+    ),
+    forced as (
+        select w.*,
+               case when w.livemode then w.found
+                    else affiliate.test_problem(w.order_id, w.found, w.review_decision) end as problem
+          from weighed w
         offset 0
     ),
     counted as (
@@ -466,7 +503,7 @@ begin
                affiliate.outcome_of(w.problem) as outcome,
                w.partial or affiliate.order_void(
                    affiliate.outcome_of(w.problem), w.has_report, w.cancelled_at, w.returned_at) as void
-          from weighed w
+          from forced w
         offset 0
     ),
     kept as (
@@ -494,7 +531,13 @@ begin
     ),
     limited as (
         select c.*,
-               c.commission + c.fee > affiliate.worth_limit() as above
+               c.commission + c.fee > affiliate.worth_limit() as above,
+               case
+                   when c.partial or not c.void and c.refunded_minor = 0 then 0
+                   else affiliate.reversed_minor(
+                            c.outcome, c.has_report, c.commission, c.amount_minor, c.rate_basis_points, c.rate_flat_minor,
+                            c.numerator, c.denominator)
+               end as reversed
           from charged c
         offset 0
     ),
@@ -507,12 +550,15 @@ begin
                e.amount_minor, e.currency, e.refunded_minor, e.inactive, e.click_problem,
                e.review_decision, e.review_reason, e.reviewed_at,
                e.numerator, e.denominator, e.hold, e.campaign_currency,
+               e.sub_id, e.item_sku, e.item_quantity, e.item_amount,
+               case when not e.above then nullif(e.reversed, 0) end as reversed,
                case when e.above then 'rejected' else e.outcome end as outcome,
                case when e.above then 'above_limit' else e.problem end as problem,
                case when e.above then 0 else e.commission end as commission,
                case when e.above then 0 else e.fee end as fee,
                -- What was released stays so only while it still is due: an earlier report may bring other terms, with a longer hold.
-               coalesce(e.posted_payable and e.outcome = 'accepted' and not e.above and e.approved_at + e.hold <= now(), false)
+               coalesce(e.posted_payable and e.outcome = 'accepted' and not e.above
+                        and e.approved_at + e.hold <= affiliate.test_time(e.merchant_id, e.livemode, now()), false)
                    as payable
           from limited e
          order by e.merchant_id, e.livemode, e.order_id
@@ -526,7 +572,8 @@ begin
                amount_minor, currency, refunded_minor, inactive, click_problem,
                outcome, problem, review_decision, review_reason, reviewed_at,
                item_numerator, item_denominator,
-               posted_affiliate_id, posted_commission_minor, posted_fee_minor, posted_payable, posted_currency, hold_until)
+               posted_affiliate_id, posted_commission_minor, posted_fee_minor, posted_payable, posted_currency, hold_until,
+               reversed_minor, sub_id, item_sku, item_quantity, item_amount)
         select d.merchant_id, d.livemode, d.order_id,
                coalesce(d.order_no, nextval('affiliate.order_no_seq')), d.revision + 1,
                d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
@@ -537,7 +584,8 @@ begin
                d.numerator, d.denominator,
                d.affiliate_id, d.commission, d.fee, d.payable, d.campaign_currency,
                case when d.outcome = 'accepted' and not d.payable and d.commission + d.fee > 0
-                    then d.approved_at + d.hold end
+                    then d.approved_at + d.hold end,
+               d.reversed, d.sub_id, d.item_sku, d.item_quantity, d.item_amount
           from due d
             -- By its number, which only a known order has already: that one is locked. A new order that somebody else inserts
             -- meanwhile is no such conflict but an error, and is not locked: whoever waits for an insert must hold no order.
@@ -546,16 +594,26 @@ begin
                 approved_at, cancelled_at, returned_at, click_id, link_id, campaign_id, affiliate_id, terms_id,
                 amount_minor, currency, refunded_minor, inactive, click_problem, outcome, problem,
                 item_numerator, item_denominator, posted_affiliate_id, posted_commission_minor, posted_fee_minor,
-                posted_payable, posted_currency, hold_until) =
+                posted_payable, posted_currency, hold_until,
+                reversed_minor, sub_id, item_sku, item_quantity, item_amount) =
                row (excluded.revision, excluded.has_report, excluded.other_click, excluded.refund_currency, excluded.verdict,
                 excluded.customer, excluded.reported_at, excluded.clicked_at, excluded.approved_at, excluded.cancelled_at,
                 excluded.returned_at, excluded.click_id, excluded.link_id, excluded.campaign_id, excluded.affiliate_id,
                 excluded.terms_id, excluded.amount_minor, excluded.currency, excluded.refunded_minor, excluded.inactive,
                 excluded.click_problem, excluded.outcome, excluded.problem, excluded.item_numerator,
                 excluded.item_denominator, excluded.posted_affiliate_id, excluded.posted_commission_minor,
-                excluded.posted_fee_minor, excluded.posted_payable, excluded.posted_currency, excluded.hold_until)
+                excluded.posted_fee_minor, excluded.posted_payable, excluded.posted_currency, excluded.hold_until,
+                excluded.reversed_minor, excluded.sub_id, excluded.item_sku, excluded.item_quantity, excluded.item_amount)
         returning merchant_id, livemode, order_id, order_no, revision, posted_affiliate_id, posted_commission_minor,
-                  posted_fee_minor, posted_payable, posted_currency, hold_until, outcome
+                  posted_fee_minor, posted_payable, posted_currency, hold_until, outcome,
+                  affiliate.state_of(
+                      outcome, cancelled_at, returned_at, refunded_minor, amount_minor, posted_payable, approved_at) as state,
+                  affiliate.utc_day(reported_at) as day, campaign_id, link_id, sub_id,
+                  coalesce(currency, posted_currency) as counted_currency, amount_minor,
+                  affiliate.kept_minor(
+                      amount_minor, refunded_minor,
+                      affiliate.order_void(outcome, has_report, cancelled_at, returned_at)) as kept_minor,
+                  reversed_minor, item_sku, item_quantity, item_amount
     ),
     -- Same affiliate, stage and currency: only the difference moves. Else everything does, back from where it was.
     moved as (
@@ -569,16 +627,21 @@ begin
     )
     insert into pg_temp.move
           (merchant_id, order_no, affiliate_id, commission_minor, fee_minor, held_commission_minor, held_fee_minor,
-           revision, livemode, payable, hold_until, currency, outcome, order_id)
+           revision, livemode, payable, hold_until, currency, outcome, order_id,
+           state, day, campaign_id, link_id, sub_id, counted_currency, amount_minor, kept_minor, reversed_minor,
+           item_sku, item_quantity, item_amount)
     select m.merchant_id, m.order_no, m.posted_affiliate_id,
            m.posted_commission_minor - coalesce(m.old_commission_minor, 0),
            m.posted_fee_minor - coalesce(m.old_fee_minor, 0),
            m.posted_commission_minor, m.posted_fee_minor,
-           m.revision, m.livemode, m.posted_payable, m.hold_until, m.posted_currency, m.outcome, m.order_id
+           m.revision, m.livemode, m.posted_payable, m.hold_until, m.posted_currency, m.outcome, m.order_id,
+           m.state, m.day, m.campaign_id, m.link_id, m.sub_id, m.counted_currency, m.amount_minor, m.kept_minor,
+           m.reversed_minor, m.item_sku, m.item_quantity, m.item_amount
       from moved m
     union all
     select d.merchant_id, d.order_no, k.posted_affiliate_id, - k.posted_commission_minor, - k.posted_fee_minor, 0, 0,
-           d.revision, d.livemode, k.posted_payable, null, k.posted_currency, null, d.order_id
+           d.revision, d.livemode, k.posted_payable, null, k.posted_currency, null, d.order_id,
+           null, null, null, null, null, null, null, null, null, null, null, null
       from decided d
       join pg_temp.order_known k
         on k.merchant_id = d.merchant_id and k.order_no = d.order_no
@@ -596,7 +659,7 @@ exception
 end
 $$;
 
--- Posts pg_temp.move and sets the holds anew.
+-- Posts pg_temp.move, sets the holds anew, and counts.
 create function affiliate.post_orders()
 returns void
 language plpgsql volatile
@@ -616,11 +679,15 @@ begin
     perform affiliate.work_clear('order_held');
 
     insert into affiliate.hold
-           (merchant_id, order_no, due_at, affiliate_id, commission_minor, fee_minor, revision, livemode, currency)
+           (merchant_id, order_no, due_at, affiliate_id, commission_minor, fee_minor, revision, livemode, currency,
+            day, campaign_id, link_id, sub_id)
     select m.merchant_id, m.order_no, m.hold_until, m.affiliate_id,
-           m.held_commission_minor, m.held_fee_minor, m.revision, m.livemode, m.currency
+           m.held_commission_minor, m.held_fee_minor, m.revision, m.livemode, m.currency,
+           m.day, m.campaign_id, m.link_id, m.sub_id
       from pg_temp.move m
      where m.hold_until is not null;
+
+    perform affiliate.count_orders();
 end
 $$;
 

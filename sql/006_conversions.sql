@@ -1,6 +1,7 @@
 -- Conversions: from the daemon's stage to the order facts.
 
--- Creates pg_temp.conversion_stage, which the daemon fills by COPY; once a session.
+-- Creates pg_temp.conversion_stage, which the daemon fills by COPY; once a session. It belongs to the owner: who called
+-- may fill and empty it, no more.
 create function affiliate.conversion_stage()
 returns void
 language plpgsql volatile
@@ -21,6 +22,10 @@ begin
         amount_minor bigint, currency text, refund_id text collate "C", reason text,
         item_sku text[], item_category text[], item_quantity integer[], item_amount bigint[]
     ) on commit delete rows;
+
+    -- current_user is the owner here; this is who called.
+    execute format('grant insert, delete on pg_temp.conversion_stage to %I',
+                   coalesce(nullif(current_setting('role'), 'none'), session_user));
 end
 $$;
 
@@ -79,6 +84,7 @@ begin
     ),
     matched as (
         select s.*, c.link_id, c.campaign_id, c.affiliate_id, c.verdict,
+               case when c.sub_id <> '' then coalesce(n.sub_id, '') end as sub_id,
                case
                    when c.livemode = s.livemode then null
                    when c.livemode is not null then 'wrong_livemode'
@@ -95,12 +101,25 @@ begin
                            t.status, t.customer, t.amount_minor, t.currency, t.item_quantity, t.item_amount) is null
                 offset 0) s
           left join lateral (
-                   select c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict
+                   select c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict, c.sub_ids[1] as sub_id
                      from affiliate.click c
                     where c.id = s.click_id
                       and c.merchant_id = s.merchant_id
                    offset 0
                ) c on true
+          -- How it was counted, in its own transaction.
+          left join lateral (
+                   select d.sub_id
+                     from affiliate.click_sub_day d
+                    where d.merchant_id = s.merchant_id
+                      and d.livemode = c.livemode
+                      and d.day = affiliate.utc_day(s.clicked_at)
+                      and d.link_id = c.link_id
+                      and d.campaign_id = c.campaign_id
+                      and d.affiliate_id = c.affiliate_id
+                      and d.sub_id = c.sub_id
+                   offset 0
+               ) n on true
          -- Not a join: the merchants are hashed, few as they are, however many records the planner expects.
          where (s.merchant_id in (select k.merchant_id from known k)) is true
            and (s.source <> 2
@@ -118,7 +137,7 @@ begin
               (merchant_id, livemode, idempotency_key, position, conversion_id, source, status, customer, waiting,
                received_at, occurred_at, effective_at, clicked_at,
                spool_id, segment, sequence, record, click_id, link_id, campaign_id, affiliate_id, verdict, click_problem,
-               amount_minor, currency, order_id, body_hash, refund_key, key_id, reason,
+               sub_id, amount_minor, currency, order_id, body_hash, refund_key, key_id, reason,
                item_sku, item_category, item_quantity, item_amount)
         select m.merchant_id, m.livemode, m.idempotency_key, m.position, nextval('affiliate.conversion_id_seq'),
                m.source, m.status, m.customer, m.click_problem is not distinct from 'waits',
@@ -130,6 +149,7 @@ begin
                case when m.click_problem is null then m.affiliate_id end,
                case when m.click_problem is null then m.verdict end,
                nullif(m.click_problem, 'waits'),
+               case when m.click_problem is null then m.sub_id end,
                m.amount_minor, m.currency, m.order_id, m.body_hash,
                case when m.status in (4, 5) and m.amount_minor is not null
                     then coalesce('r:' || m.refund_id, 'e:' || m.idempotency_key || ':' || m.position) end,
@@ -139,7 +159,7 @@ begin
             on conflict (merchant_id, livemode, idempotency_key, position) do nothing
         returning merchant_id, livemode, order_id, status, customer, waiting, refund_key is not null, record, sequence,
                   spool_id, segment, conversion_id, effective_at, clicked_at, click_id, verdict, link_id, campaign_id,
-                  affiliate_id, amount_minor, click_problem, currency,
+                  affiliate_id, amount_minor, click_problem, currency, sub_id,
                   item_sku, item_category, item_quantity, item_amount
     )
     insert into pg_temp.conversion_new
@@ -332,7 +352,10 @@ begin
            coalesce(c.livemode = w.livemode, false),
            x.id is not null,
            w.until <= now(),
-           c.link_id, c.campaign_id, c.affiliate_id, c.verdict
+           c.link_id, c.campaign_id, c.affiliate_id, c.verdict,
+           affiliate.counted_sub_id(
+               w.merchant_id, w.livemode, affiliate.utc_day(affiliate.click_time(w.click_id)),
+               c.link_id, c.campaign_id, c.affiliate_id, c.sub_id)
       from (select *, ctid
               from affiliate.waiting
              where next_at <= now()
@@ -340,7 +363,7 @@ begin
              limit p_max
                for update skip locked) w
       left join lateral (
-               select c.id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict
+               select c.id, c.livemode, c.link_id, c.campaign_id, c.affiliate_id, c.verdict, c.sub_ids[1] as sub_id
                  from affiliate.click c
                 where c.id = w.click_id
                   and c.merchant_id = w.merchant_id
@@ -416,6 +439,7 @@ begin
                campaign_id = case when due.mine then due.campaign_id end,
                affiliate_id = case when due.mine then due.affiliate_id end,
                verdict = case when due.mine then due.verdict end,
+               sub_id = case when due.mine then due.sub_id end,
                click_problem = case
                                    when due.mine then null
                                    when due.arrived then 'wrong_livemode'

@@ -27,7 +27,7 @@ create trigger link_version before update on affiliate.link
 create trigger api_key_version before update on affiliate.api_key
     for each row execute function affiliate.count_version();
 
--- Notes which records a change affects. Its argument says what changed.
+-- Notes which records a change affects; a merchant's keys follow the merchant, too. Its argument says what changed.
 create function affiliate.note_projection()
 returns trigger
 language plpgsql
@@ -51,7 +51,11 @@ begin
             insert into affiliate.projection_change (kind, name)
             select 'link', l.code
               from affiliate.link l
-             where l.merchant_id = new.merchant_id;
+             where l.merchant_id = new.merchant_id
+             union all
+            select 'key', k.key_id
+              from affiliate.api_key k
+             where k.merchant_id = new.merchant_id;
         when 'affiliate' then
             insert into affiliate.projection_change (kind, name)
             select 'link', l.code
@@ -71,49 +75,27 @@ create trigger link_projection after insert or update or delete on affiliate.lin
     for each row execute function affiliate.note_projection('link');
 create trigger key_projection after insert or update or delete on affiliate.api_key
     for each row execute function affiliate.note_projection('key');
+-- A new description is no news to the redirect, however many links there are.
 create trigger campaign_projection after update on affiliate.campaign
-    for each row execute function affiliate.note_projection('campaign');
+    for each row when (old.suspended is distinct from new.suspended or old.state is distinct from new.state)
+    execute function affiliate.note_projection('campaign');
 create trigger merchant_projection after update on affiliate.merchant
     for each row execute function affiliate.note_projection('merchant');
 create trigger affiliate_projection after update on affiliate.affiliate
     for each row execute function affiliate.note_projection('affiliate');
 
-create view affiliate.link_projection as
-select l.code,
-       l.version + c.version + m.version + a.version as version,
-       l.link_id,
-       l.merchant_id,
-       l.campaign_id,
-       l.affiliate_id,
-       coalesce((extract(epoch from l.expires_at) * 1000)::bigint, 0) as expires_ms,
-       case
-           when l.state = 'removed' then 3
-           when l.state = 'paused' then 2
-           when m.suspended @> 'infinity'::timestamptz then 2
-           when c.suspended @> 'infinity'::timestamptz then 2
-           when a.suspended @> 'infinity'::timestamptz then 2
-           else 1
-       end::smallint as state,
-       l.livemode,
-       l.url,
-       coalesce(l.param, '') as param,
-       coalesce(l.fallback, '') as fallback,
-       m.hosts
-  from affiliate.link l
-  join affiliate.campaign c using (merchant_id, campaign_id)
-  join affiliate.merchant m using (merchant_id)
-  join affiliate.affiliate a using (affiliate_id);
-
-comment on view affiliate.link_projection is 'Links as protocol/projection.h wants them; state 1 active 2 paused 3 removed';
-
+-- A live key works only once its merchant is approved; a test key also before, but not of one that is rejected or suspended.
 create view affiliate.key_projection as
 select k.key_id,
-       k.version,
+       k.version + m.version as version,
        k.merchant_id,
        k.livemode,
-       k.revoked_at is not null as revoked,
+       k.revoked_at is not null
+           or m.state in ('suspended', 'rejected')
+           or k.livemode and m.state <> 'approved' as revoked,
        k.master_id
-  from affiliate.api_key k;
+  from affiliate.api_key k
+  join affiliate.merchant m using (merchant_id);
 
 comment on view affiliate.key_projection is 'API keys as protocol/projection.h wants them';
 

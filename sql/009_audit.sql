@@ -162,6 +162,7 @@ begin
       from affiliate.release_item i
       join affiliate.release r using (merchant_id, release_id)
      where r.released_at < i.due_at
+       and (r.livemode or affiliate.test_time(r.merchant_id, r.released_at) < i.due_at)
        and (p_since is null or r.released_at >= p_since)
     union all
     select 'released item has a release and an order', i.merchant_id, 'order_no ' || i.order_no,
@@ -301,7 +302,9 @@ begin
         on t.merchant_id = o.merchant_id and t.terms_id = o.terms_id
      where o.posted_payable
        -- clock_timestamp(): a release may have begun and ended since this transaction began.
-       and (o.outcome = 'accepted' and o.approved_at + t.hold <= clock_timestamp()) is not true
+       and (o.outcome = 'accepted'
+            and o.approved_at + t.hold <= case when o.livemode then clock_timestamp()
+                                               else affiliate.test_time(o.merchant_id, clock_timestamp()) end) is not true
        and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
     union all
     select 'held is what waits', coalesce(o.merchant_id, h.merchant_id),
@@ -370,11 +373,13 @@ begin
            ) n
      where (o.reported_at, o.has_report, o.other_click, o.customer, o.approved_at, o.cancelled_at, o.returned_at,
             o.click_id, o.clicked_at, o.link_id, o.campaign_id, o.affiliate_id, o.verdict, o.click_problem,
-            o.amount_minor, o.currency, o.refunded_minor, o.refund_currency, o.item_numerator, o.item_denominator)
+            o.amount_minor, o.currency, o.refunded_minor, o.refund_currency, o.item_numerator, o.item_denominator,
+            o.sub_id, o.item_sku, o.item_quantity, o.item_amount)
            is distinct from
            (f.reported_at, f.has_report, f.other_click, f.customer, f.approved_at, f.cancelled_at, f.returned_at,
             f.click_id, f.clicked_at, f.link_id, f.campaign_id, f.affiliate_id, f.verdict, f.click_problem,
-            f.amount_minor, f.currency, f.refunded_minor, f.refund_currency, n.fraction[1], n.fraction[2])
+            f.amount_minor, f.currency, f.refunded_minor, f.refund_currency, n.fraction[1], n.fraction[2],
+            f.sub_id, f.item_sku, f.item_quantity, f.item_amount)
        and (p_since is null or (o.merchant_id, o.order_no) in (select * from changed))
     union all
     select 'outcome follows from the facts', o.merchant_id, 'order ' || o.order_id,
@@ -389,7 +394,8 @@ begin
                  from affiliate.terms t
            ) t
         on t.merchant_id = o.merchant_id and t.campaign_id = o.campaign_id
-       and o.clicked_at >= t.valid_from and o.clicked_at < t.valid_until
+       and affiliate.click_day(o.livemode, o.clicked_at, o.click_id) >= t.valid_from
+       and affiliate.click_day(o.livemode, o.clicked_at, o.click_id) < t.valid_until
      cross join lateral (
                select affiliate.order_problem(
                           o.click_problem, o.verdict, o.inactive, t.terms_id is not null,
@@ -397,7 +403,12 @@ begin
                           o.currency, c.currency, o.other_click, o.refund_currency,
                           o.has_report and o.approved_at is not null and o.amount_minor is null
                               and t.rate_basis_points is not null,
-                          o.review_decision) as problem
+                          o.review_decision) as found
+              offset 0
+           ) w
+     cross join lateral (
+               select case when o.livemode then w.found
+                           else affiliate.test_problem(o.order_id, w.found, o.review_decision) end as problem
               offset 0
            ) p
      cross join lateral (
@@ -449,8 +460,8 @@ begin
 end
 $$;
 
--- Batches: every record of a conversion batch became a conversion, was a duplicate, or is a dead letter; and every conversion
--- came with a batch, once. Clicks don't say which batch brought them: that one is applied once rests on the inbox's key,
+-- Batches: every record of a conversion batch became a conversion, was a duplicate or a refused call, or is a dead letter; and
+-- every conversion came with a batch, once. Clicks don't say which batch brought them: that one is applied once rests on the inbox's key,
 -- and that a click is there once, on the click's.
 create function affiliate.audit_batches(p_since timestamptz default null)
 returns table (invariant text, merchant_id bigint, subject text, detail text)
@@ -478,14 +489,14 @@ begin
     )
     select 'batch is accounted for', null::bigint,
            format('batch %s/%s/%s/%s', i.channel, i.spool_id, i.segment, i.sequence),
-           format('%s records: %s conversions, %s duplicates, %s dead', i.records, i.conversions, i.duplicates,
-                  coalesce(d.records, 0))
+           format('%s records: %s conversions, %s duplicates, %s refusals, %s dead', i.records, i.conversions, i.duplicates,
+                  i.refusals, coalesce(d.records, 0))
       from affiliate.inbox i
       left join dead d using (channel, spool_id, segment, sequence)
      where i.channel = 2
        and case when coalesce(d.rest_lost, false)
-                then i.conversions + i.duplicates + d.records > i.records
-                else i.conversions + i.duplicates + coalesce(d.records, 0) <> i.records end
+                then i.conversions + i.duplicates + i.refusals + d.records > i.records
+                else i.conversions + i.duplicates + i.refusals + coalesce(d.records, 0) <> i.records end
     union all
     select 'batch is applied exactly once', null,
            format('batch %s/%s/%s/%s', 2, c.spool_id, c.segment, c.sequence),
@@ -514,23 +525,6 @@ begin
        and c.received_at > now() - affiliate.inbox_retention();
 end
 $$;
-
--- Every broken invariant, a row each. None: the books are right.
-create function affiliate.audit(p_since timestamptz default null)
-returns table (invariant text, merchant_id bigint, subject text, detail text)
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-begin atomic
-    select * from affiliate.audit_balances(p_since)
-    union all
-    select * from affiliate.audit_causes(p_since)
-    union all
-    select * from affiliate.audit_positions(p_since)
-    union all
-    select * from affiliate.audit_facts(p_since)
-    union all
-    select * from affiliate.audit_batches(p_since);
-end;
 
 -- affiliated audit [--since TIME or SPAN]
 create function affiliate.audit_run(p_command jsonb)

@@ -64,37 +64,8 @@ return case when p_active then p_suspended - tstzmultirange(tstzrange(now(), nul
             else p_suspended + tstzmultirange(tstzrange(now(), null)) end;
 
 -- ---------------------------------------------------------------------------------------------------------------
--- merchant
+-- merchant; who makes, changes or suspends one is told of in 015
 -- ---------------------------------------------------------------------------------------------------------------
-
-create function affiliate.merchant_json(m affiliate.merchant)
-returns jsonb
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select jsonb_build_object(
-        'merchant', m.merchant_id,
-        'name', m.name,
-        'hosts', m.hosts,
-        'active', affiliate.is_active(m.suspended),
-        'created_at', m.created_at)
-$$;
-
-create function affiliate.merchant_create(p_command jsonb)
-returns setof jsonb
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    made affiliate.merchant;
-begin
-    perform affiliate.check_fields(p_command, '{name,host}', '{}');
-    insert into affiliate.merchant (name, hosts)
-    values (affiliate.text_field(p_command, 'name', 200), affiliate.hosts_field(p_command, 'host'))
-    returning * into made;
-    return next affiliate.merchant_json(made);
-end
-$$;
 
 create function affiliate.merchant_list(p_command jsonb)
 returns setof jsonb
@@ -123,75 +94,9 @@ begin
 end
 $$;
 
-create function affiliate.merchant_update(p_command jsonb)
-returns setof jsonb
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    m affiliate.merchant;
-begin
-    perform affiliate.check_fields(p_command, '{merchant}', '{name,host}');
-    m := affiliate.find_merchant(p_command);
-    update affiliate.merchant x
-       set name = coalesce(affiliate.text_field(p_command, 'name', 200), x.name),
-           hosts = coalesce(affiliate.hosts_field(p_command, 'host'), x.hosts)
-     where x.merchant_id = m.merchant_id
-    returning * into m;
-    return next affiliate.merchant_json(m);
-end
-$$;
-
-create function affiliate.set_merchant_active(p_command jsonb, p_active boolean)
-returns jsonb
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    m affiliate.merchant;
-begin
-    perform affiliate.check_fields(p_command, '{merchant}', '{}');
-    m := affiliate.find_merchant(p_command);
-    update affiliate.merchant x
-       set suspended = affiliate.switch_on(x.suspended, p_active)
-     where x.merchant_id = m.merchant_id
-       and affiliate.is_active(x.suspended) <> p_active;
-    return affiliate.merchant_json(affiliate.find_merchant(p_command));
-end
-$$;
-
-create function affiliate.merchant_suspend(p_command jsonb)
-returns setof jsonb
-language sql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select affiliate.set_merchant_active(p_command, false)
-$$;
-
-create function affiliate.merchant_activate(p_command jsonb)
-returns setof jsonb
-language sql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select affiliate.set_merchant_active(p_command, true)
-$$;
-
 -- ---------------------------------------------------------------------------------------------------------------
--- affiliate
+-- affiliate; as above
 -- ---------------------------------------------------------------------------------------------------------------
-
-create function affiliate.affiliate_json(a affiliate.affiliate)
-returns jsonb
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select jsonb_build_object(
-        'affiliate', a.affiliate_id,
-        'name', a.name,
-        'email', a.email,
-        'active', affiliate.is_active(a.suspended),
-        'created_at', a.created_at)
-$$;
 
 create function affiliate.email_field(p_command jsonb)
 returns text
@@ -209,22 +114,6 @@ begin
         perform affiliate.refuse('email', 'is another affiliate''s');
     end if;
     return value;
-end
-$$;
-
-create function affiliate.affiliate_create(p_command jsonb)
-returns setof jsonb
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    made affiliate.affiliate;
-begin
-    perform affiliate.check_fields(p_command, '{name}', '{email}');
-    insert into affiliate.affiliate (name, email)
-    values (affiliate.text_field(p_command, 'name', 200), affiliate.email_field(p_command))
-    returning * into made;
-    return next affiliate.affiliate_json(made);
 end
 $$;
 
@@ -253,59 +142,6 @@ begin
     perform affiliate.check_fields(p_command, '{affiliate}', '{}');
     return next affiliate.affiliate_json(affiliate.find_affiliate(p_command));
 end
-$$;
-
-create function affiliate.affiliate_update(p_command jsonb)
-returns setof jsonb
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    a affiliate.affiliate;
-begin
-    perform affiliate.check_fields(p_command, '{affiliate}', '{name,email}');
-    a := affiliate.find_affiliate(p_command);
-    update affiliate.affiliate x
-       set name = coalesce(affiliate.text_field(p_command, 'name', 200), x.name),
-           email = coalesce(affiliate.email_field(p_command), x.email)
-     where x.affiliate_id = a.affiliate_id
-    returning * into a;
-    return next affiliate.affiliate_json(a);
-end
-$$;
-
-create function affiliate.set_affiliate_active(p_command jsonb, p_active boolean)
-returns jsonb
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    a affiliate.affiliate;
-begin
-    perform affiliate.check_fields(p_command, '{affiliate}', '{}');
-    a := affiliate.find_affiliate(p_command);
-    update affiliate.affiliate x
-       set suspended = affiliate.switch_on(x.suspended, p_active)
-     where x.affiliate_id = a.affiliate_id
-       and affiliate.is_active(x.suspended) <> p_active;
-    return affiliate.affiliate_json(affiliate.find_affiliate(p_command));
-end
-$$;
-
-create function affiliate.affiliate_suspend(p_command jsonb)
-returns setof jsonb
-language sql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select affiliate.set_affiliate_active(p_command, false)
-$$;
-
-create function affiliate.affiliate_activate(p_command jsonb)
-returns setof jsonb
-language sql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select affiliate.set_affiliate_active(p_command, true)
 $$;
 
 -- ---------------------------------------------------------------------------------------------------------------

@@ -1,18 +1,26 @@
 -- Orders as people see them: states, sentences, reviews, balances, dead letters.
 
--- pending, approved (on hold), payable, cancelled, refunded, review or rejected.
-create function affiliate.order_state(o affiliate.order_now)
+-- The states of an order: pending, approved (on hold), payable, cancelled, refunded, review or rejected.
+create function affiliate.state_of(
+    p_outcome text, p_cancelled_at timestamptz, p_returned_at timestamptz, p_refunded_minor bigint, p_amount_minor bigint,
+    p_payable boolean, p_approved_at timestamptz)
 returns text
 language sql immutable parallel safe
 return case
-           when o.outcome = 'rejected' then 'rejected'
-           when o.cancelled_at is not null then 'cancelled'
-           when o.returned_at is not null or o.refunded_minor >= nullif(o.amount_minor, 0) then 'refunded'
-           when o.outcome = 'review' then 'review'
-           when o.payable then 'payable'
-           when o.approved_at is not null then 'approved'
+           when p_outcome = 'rejected' then 'rejected'
+           when p_cancelled_at is not null then 'cancelled'
+           when p_returned_at is not null or p_refunded_minor >= nullif(p_amount_minor, 0) then 'refunded'
+           when p_outcome = 'review' then 'review'
+           when p_payable then 'payable'
+           when p_approved_at is not null then 'approved'
            else 'pending'
        end;
+
+create function affiliate.order_state(o affiliate.order_now)
+returns text
+language sql immutable parallel safe
+return affiliate.state_of(
+           o.outcome, o.cancelled_at, o.returned_at, o.refunded_minor, o.amount_minor, o.payable, o.approved_at);
 
 -- The state as a sentence a person understands. This and what else is asked for each row of a list is plpgsql, which keeps its plans.
 create function affiliate.state_sentence(
@@ -81,34 +89,6 @@ create function affiliate.status_name(p_status smallint)
 returns text
 language sql immutable parallel safe
 return (array['pending', 'approved', 'cancelled', 'returned', 'refunded'])[p_status];
-
-create function affiliate.order_timeline(p_merchant_id bigint, p_livemode boolean, p_order_id text)
-returns jsonb
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
-               'conversion', c.conversion_id,
-               'status', affiliate.status_name(c.status),
-               'at', c.effective_at,
-               'received_at', c.received_at,
-               'occurred_at', c.occurred_at,
-               'amount', affiliate.amount_text(c.amount_minor, k.decimals),
-               'currency', c.currency,
-               'refund_id', case when left(c.refund_key, 2) = 'r:' then substr(c.refund_key, 3) end,
-               'reason', c.reason,
-               'click', c.click_id,
-               'click_problem', c.click_problem,
-               'waiting', nullif(c.waiting, false),
-               'idempotency_key', c.idempotency_key,
-               'key', c.key_id))
-               order by c.effective_at, c.conversion_id), '[]')
-      from affiliate.conversion c
-      left join affiliate.currency k on k.currency = c.currency
-     where c.merchant_id = p_merchant_id
-       and c.livemode = p_livemode
-       and c.order_id = p_order_id
-$$;
 
 -- What was posted for an order: its own transfers and its part of a release.
 create function affiliate.order_transfers(p_merchant_id bigint, p_order_no bigint)

@@ -151,27 +151,7 @@ comment on column affiliate.token.email is 'The address that using it proves, if
 -- Merchants, their members, affiliates
 -- ---------------------------------------------------------------------------------------------------------------
 
--- The state follows from what was decided and from whether it is suspended: it can't contradict either.
-alter table affiliate.merchant
-    add column decision text not null default 'approved' check (decision in ('submitted', 'approved', 'rejected')),
-    add column state text not null generated always as (
-        case when suspended @> 'infinity'::timestamptz then 'suspended' else decision end) stored;
-
-alter table affiliate.affiliate
-    add column decision text not null default 'approved' check (decision in ('submitted', 'approved', 'rejected')),
-    add column state text not null generated always as (
-        case when suspended @> 'infinity'::timestamptz then 'suspended' else decision end) stored,
-    add column user_id bigint references affiliate.person;
-
-create unique index affiliate_user on affiliate.affiliate (user_id);
-create index merchant_submitted on affiliate.merchant (merchant_id) where decision = 'submitted';
-create index affiliate_submitted on affiliate.affiliate (affiliate_id) where decision = 'submitted';
-
-comment on column affiliate.merchant.decision is 'What an admin decided; live links and keys work only once it is approved';
-comment on column affiliate.merchant.state is 'submitted, approved, rejected or suspended';
-comment on column affiliate.affiliate.decision is 'What an admin decided; live links work only once it is approved';
-comment on column affiliate.affiliate.state is 'submitted, approved, rejected or suspended';
-comment on column affiliate.affiliate.user_id is 'Who it belongs to; null if nobody logs in for it';
+alter table affiliate.affiliate add foreign key (user_id) references affiliate.person;
 
 create table affiliate.merchant_profile (
     merchant_id     bigint primary key references affiliate.merchant,
@@ -418,14 +398,21 @@ create table affiliate.notice (
     next_at         timestamptz not null default now(),
     tries           integer not null default 0,
     sent_at         timestamptz,
-    error           text
+    error           text,
+    state           text not null default 'waiting' check (state in ('waiting', 'sent', 'failed', 'dropped')),
+    check ((state = 'sent') = (sent_at is not null))
 ) with (fillfactor = 70);
 
-create index notice_due on affiliate.notice (next_at) where sent_at is null;
 create index notice_user on affiliate.notice (user_id, template, created_at);
+create index notice_due on affiliate.notice (next_at, notice_id) where state = 'waiting';
+create index notice_over on affiliate.notice (created_at) where state <> 'waiting';
 
 comment on table affiliate.notice is 'Mails to be sent, and those that were';
 comment on column affiliate.notice.data is 'What the template needs; "to" is the address, if it is not the person''s own';
+comment on column affiliate.notice.state is 'dropped: it would have come too late, or was not needed any more';
+comment on column affiliate.notice.next_at is 'When it is tried, or tried again if who has taken it says nothing';
+comment on column affiliate.notice.tries is 'How often the server put this very mail off; a server that is away does not count';
+comment on column affiliate.notice.error is 'Why it was put off, can''t be sent, or was dropped';
 
 -- To a person; or, with null, to the address that p_data names as "to".
 create function affiliate.notify(p_user_id bigint, p_template text, p_data jsonb)
@@ -441,101 +428,6 @@ end
 $$;
 
 comment on function affiliate.notify is 'Queues a mail, which leaves once this transaction has committed';
-
--- ---------------------------------------------------------------------------------------------------------------
--- What suspension and approval switch
--- ---------------------------------------------------------------------------------------------------------------
-
--- A merchant's keys follow the merchant, too.
-create or replace function affiliate.note_projection()
-returns trigger
-language plpgsql
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-begin
-    case tg_argv[0]
-        when 'link' then
-            insert into affiliate.projection_change (kind, name)
-            select 'link', coalesce(new.code, old.code);
-        when 'key' then
-            insert into affiliate.projection_change (kind, name)
-            select 'key', coalesce(new.key_id, old.key_id);
-        when 'campaign' then
-            insert into affiliate.projection_change (kind, name)
-            select 'link', l.code
-              from affiliate.link l
-             where l.merchant_id = new.merchant_id
-               and l.campaign_id = new.campaign_id;
-        when 'merchant' then
-            insert into affiliate.projection_change (kind, name)
-            select 'link', l.code
-              from affiliate.link l
-             where l.merchant_id = new.merchant_id
-             union all
-            select 'key', k.key_id
-              from affiliate.api_key k
-             where k.merchant_id = new.merchant_id;
-        when 'affiliate' then
-            insert into affiliate.projection_change (kind, name)
-            select 'link', l.code
-              from affiliate.link l
-             where l.affiliate_id = new.affiliate_id;
-    end case;
-
-    if found then
-        notify affiliate_projection;
-    end if;
-
-    return null;
-end
-$$;
-
--- Live links lead on only if both sides are approved; test links also before, but not of who is rejected or suspended.
-create or replace view affiliate.link_projection as
-select l.code,
-       l.version + c.version + m.version + a.version as version,
-       l.link_id,
-       l.merchant_id,
-       l.campaign_id,
-       l.affiliate_id,
-       coalesce((extract(epoch from l.expires_at) * 1000)::bigint, 0) as expires_ms,
-       case
-           when l.state = 'removed' then 3
-           when l.state = 'paused' then 2
-           when m.state in ('suspended', 'rejected') or l.livemode and m.state <> 'approved' then 2
-           when c.suspended @> 'infinity'::timestamptz then 2
-           when a.state in ('suspended', 'rejected') or l.livemode and a.state <> 'approved' then 2
-           else 1
-       end::smallint as state,
-       l.livemode,
-       l.url,
-       coalesce(l.param, '') as param,
-       coalesce(l.fallback, '') as fallback,
-       m.hosts
-  from affiliate.link l
-  join affiliate.campaign c using (merchant_id, campaign_id)
-  join affiliate.merchant m using (merchant_id)
-  join affiliate.affiliate a using (affiliate_id);
-
--- So do keys.
-create or replace view affiliate.key_projection as
-select k.key_id,
-       k.version + m.version as version,
-       k.merchant_id,
-       k.livemode,
-       k.revoked_at is not null
-           or m.state in ('suspended', 'rejected')
-           or k.livemode and m.state <> 'approved' as revoked,
-       k.master_id
-  from affiliate.api_key k
-  join affiliate.merchant m using (merchant_id);
-
--- Keys of those that are suspended now.
-insert into affiliate.projection_change (kind, name)
-select 'key', p.key_id
-  from affiliate.key_projection p
-  join affiliate.api_key k using (merchant_id, key_id)
- where p.revoked and k.revoked_at is null;
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Merchants and affiliates: applied for, decided
@@ -639,7 +531,7 @@ begin
 end
 $$;
 
-create or replace function affiliate.merchant_json(m affiliate.merchant)
+create function affiliate.merchant_json(m affiliate.merchant)
 returns jsonb
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
@@ -682,7 +574,7 @@ as $$
      where m.merchant_id = p_merchant_id
 $$;
 
-create or replace function affiliate.affiliate_json(a affiliate.affiliate)
+create function affiliate.affiliate_json(a affiliate.affiliate)
 returns jsonb
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
@@ -2122,7 +2014,7 @@ $$;
 -- The command line
 -- ---------------------------------------------------------------------------------------------------------------
 
-create or replace function affiliate.merchant_create(p_command jsonb)
+create function affiliate.merchant_create(p_command jsonb)
 returns setof jsonb
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
@@ -2140,7 +2032,7 @@ begin
 end
 $$;
 
-create or replace function affiliate.merchant_update(p_command jsonb)
+create function affiliate.merchant_update(p_command jsonb)
 returns setof jsonb
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
@@ -2210,7 +2102,7 @@ as $$
     select affiliate.decide_merchant_command(p_command, 'reject')
 $$;
 
-create or replace function affiliate.merchant_suspend(p_command jsonb)
+create function affiliate.merchant_suspend(p_command jsonb)
 returns setof jsonb
 language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
@@ -2218,7 +2110,7 @@ as $$
     select affiliate.decide_merchant_command(p_command, 'suspend')
 $$;
 
-create or replace function affiliate.merchant_activate(p_command jsonb)
+create function affiliate.merchant_activate(p_command jsonb)
 returns setof jsonb
 language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
@@ -2242,7 +2134,7 @@ as $$
     select affiliate.decide_affiliate_command(p_command, 'reject')
 $$;
 
-create or replace function affiliate.affiliate_suspend(p_command jsonb)
+create function affiliate.affiliate_suspend(p_command jsonb)
 returns setof jsonb
 language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
@@ -2250,16 +2142,13 @@ as $$
     select affiliate.decide_affiliate_command(p_command, 'suspend')
 $$;
 
-create or replace function affiliate.affiliate_activate(p_command jsonb)
+create function affiliate.affiliate_activate(p_command jsonb)
 returns setof jsonb
 language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
     select affiliate.decide_affiliate_command(p_command, 'activate')
 $$;
-
-drop function affiliate.set_merchant_active(jsonb, boolean);
-drop function affiliate.set_affiliate_active(jsonb, boolean);
 
 create function affiliate.find_person(p_command jsonb)
 returns affiliate.person
@@ -2301,7 +2190,7 @@ begin
 end
 $$;
 
-create or replace function affiliate.affiliate_create(p_command jsonb)
+create function affiliate.affiliate_create(p_command jsonb)
 returns setof jsonb
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
@@ -2319,7 +2208,7 @@ begin
 end
 $$;
 
-create or replace function affiliate.affiliate_update(p_command jsonb)
+create function affiliate.affiliate_update(p_command jsonb)
 returns setof jsonb
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
@@ -2563,7 +2452,7 @@ begin
 end
 $$;
 
--- New ones are ways in of the command line, and those replaced became ones that run as whoever calls them.
+-- Ways in of the command line, and of the role sites.
 select affiliate.enter_as_owner(variadic array(
     select p.oid::regprocedure
       from pg_catalog.pg_proc p

@@ -147,7 +147,7 @@ $$;
 comment on function affiliate.seal_operations is 'Ends a migration that adds operations';
 
 -- The ways in of the daemon and its commands: neither operations, nor what was opened to them, nor the API's own.
-create or replace function affiliate.entries()
+create function affiliate.entries()
 returns table (entry regprocedure, is_command boolean)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
@@ -1919,43 +1919,8 @@ $$;
 
 comment on function affiliate.grant_api_rights is 'Lets a login that owns nothing serve the API';
 
-create or replace function affiliate.grant_rights(p_role name, p_commands boolean default false)
-returns void
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    serves boolean := has_function_privilege(p_role, 'affiliate.api_call(jsonb, text, jsonb, jsonb)', 'execute');
-    way record;
-    leaf text;
-begin
-    perform affiliate.check_grantee(p_role);
-    execute format('revoke all on all tables in schema affiliate from %I', p_role);
-    execute format('revoke all on all functions in schema affiliate from %I', p_role);
-    execute format('grant usage on schema affiliate to %I', p_role);
-    execute format('grant select on affiliate.schema_version, affiliate.link_projection, affiliate.key_projection to %I', p_role);
-    execute format('grant insert on affiliate.click to %I', p_role);
-    for leaf in select p.relation from affiliate.click_partitions() p loop
-        execute format('grant insert on %s to %I', leaf, p_role);
-    end loop;
-
-    for way in select * from affiliate.entries() e where p_commands or not e.is_command loop
-        execute format('grant execute on function %s to %I', way.entry, p_role);
-    end loop;
-
-    -- Dead letters are replayed by the command itself, which reads their bytes and looks for their clicks.
-    if p_commands then
-        execute format('grant select (id, merchant_id) on affiliate.click to %I', p_role);
-        execute format('grant select, update (replayed_at) on affiliate.dead_letter to %I', p_role);
-    end if;
-
-    if serves then
-        perform affiliate.grant_api_rights(p_role);
-    end if;
-end
-$$;
-
-create or replace function affiliate.renew_rights()
+-- Gives everybody who had them the rights to what migrations have added. `affiliated migrate` ends with it.
+create function affiliate.renew_rights()
 returns void
 language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp

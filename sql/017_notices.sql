@@ -3,22 +3,6 @@
 -- A notice waits until it was sent, can't be, or need not be. Who takes it has it for a while (next_at is moved): should that
 -- one die, another sends it, at the worst a second time and then with the same Message-ID, which follows from the row alone.
 
-alter table affiliate.notice
-    add column state text not null default 'waiting' check (state in ('waiting', 'sent', 'failed', 'dropped'));
-
-update affiliate.notice set state = 'sent' where sent_at is not null;
-
-drop index affiliate.notice_due;
-create index notice_due on affiliate.notice (next_at, notice_id) where state = 'waiting';
-create index notice_over on affiliate.notice (created_at) where state <> 'waiting';
-
-alter table affiliate.notice add check ((state = 'sent') = (sent_at is not null));
-
-comment on column affiliate.notice.state is 'dropped: it would have come too late, or was not needed any more';
-comment on column affiliate.notice.next_at is 'When it is tried, or tried again if who has taken it says nothing';
-comment on column affiliate.notice.tries is 'How often the server put this very mail off; a server that is away does not count';
-comment on column affiliate.notice.error is 'Why it was put off, can''t be sent, or was dropped';
-
 -- Until when it is of use; null: for ever.
 create function affiliate.notice_expiry(p_data jsonb)
 returns timestamptz

@@ -52,21 +52,6 @@ comment on table affiliate.topic is 'Categories that campaigns are found by';
 
 grant select on affiliate.topic to affiliate_tenant;
 
-alter table affiliate.campaign
-    add column state text not null default 'active' check (state in ('draft', 'active', 'paused', 'closed')),
-    add column joining text not null default 'open' check (joining in ('open', 'approval')),
-    add column description text check (length(description) <= 5000),
-    add column rules text check (length(rules) <= 5000),
-    add column categories text[] not null default '{}' check (cardinality(categories) <= 5),
-    add column suspension_reason text;
-
-create index campaign_open on affiliate.campaign (created_at, campaign_id) where state = 'active';
-
-comment on column affiliate.campaign.state is 'What its merchant wants: draft (only test links), active, paused (no clicks), closed for good';
-comment on column affiliate.campaign.joining is 'Whether affiliates join by themselves (open) or are approved';
-comment on column affiliate.campaign.rules is 'How it may be promoted, and how not';
-comment on column affiliate.campaign.categories is 'Of affiliate.topic';
-
 create table affiliate.membership (
     merchant_id         bigint not null,
     campaign_id         bigint not null,
@@ -115,12 +100,6 @@ create trigger creative_version before update on affiliate.creative
 -- What the redirect has to know of it
 -- ---------------------------------------------------------------------------------------------------------------
 
--- A new description is no news to the redirect, however many links there are.
-drop trigger campaign_projection on affiliate.campaign;
-create trigger campaign_projection after update on affiliate.campaign
-    for each row when (old.suspended is distinct from new.suspended or old.state is distinct from new.state)
-    execute function affiliate.note_projection('campaign');
-
 create function affiliate.note_membership()
 returns trigger
 language plpgsql
@@ -143,9 +122,6 @@ $$;
 create trigger membership_projection after insert or update on affiliate.membership
     for each row execute function affiliate.note_membership();
 
-create index link_membership on affiliate.link (merchant_id, campaign_id, affiliate_id);
-drop index affiliate.link_campaign;
-
 -- Why a link leads nowhere although its affiliate wants it to; null if it does. One rule for the redirect and for people.
 create function affiliate.link_stopped(
     p_livemode boolean, m affiliate.merchant, c affiliate.campaign, a affiliate.affiliate, p_membership text)
@@ -165,7 +141,7 @@ return case
            when p_membership <> 'approved' then 'The affiliate is not a member of the campaign.'
        end;
 
-create or replace view affiliate.link_projection as
+create view affiliate.link_projection as
 select l.code,
        l.version + c.version + m.version + a.version + coalesce(j.version, 0) as version,
        l.link_id,
@@ -188,6 +164,8 @@ select l.code,
   join affiliate.merchant m using (merchant_id)
   join affiliate.affiliate a using (affiliate_id)
   left join affiliate.membership j using (merchant_id, campaign_id, affiliate_id);
+
+comment on view affiliate.link_projection is 'Links as protocol/projection.h wants them; state 1 active 2 paused 3 removed';
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Fences

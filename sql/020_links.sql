@@ -1,16 +1,6 @@
 -- Links as affiliates make them: to any page of a merchant whose campaign they have joined, under a code that can't be guessed or
 -- one that they choose; and the test links of merchants.
 
-alter table affiliate.link
-    add column name text check (length(name) between 1 and 200),
-    add column sub_ids text[] check (cardinality(sub_ids) between 1 and 5);
-
-create index link_of_affiliate on affiliate.link (affiliate_id, link_id);
-drop index affiliate.link_affiliate;
-
-comment on column affiliate.link.name is 'What its affiliate calls it';
-comment on column affiliate.link.sub_ids is 'sub1 to sub5 that its short URL carries; null where one is left out';
-
 create table affiliate.reserved_word (
     word            text primary key check (word ~ '^[a-z0-9]+$'),
     anywhere        boolean not null

@@ -7,8 +7,7 @@ select affiliate.fence(t, p_affiliate => 'affiliate_id')
   from unnest(array['affiliate.click_day', 'affiliate.click_link_day', 'affiliate.click_sub_day', 'affiliate.order_day',
                     'affiliate.order_link_day', 'affiliate.order_sku_day']::regclass[]) t;
 
--- An affiliate's orders, the newest first, and what of them matures when.
-create index order_fact_affiliate on affiliate.order_fact (affiliate_id, livemode, reported_at, order_no);
+-- What of an affiliate's orders matures when.
 create index hold_affiliate on affiliate.hold (affiliate_id, due_at);
 create index release_affiliate on affiliate.release (affiliate_id, released_at);
 
@@ -483,8 +482,9 @@ begin
                                   else affiliate.id_field(p_request, 'affiliate') end,
         'campaign_id = ' || affiliate.id_field(p_request, 'campaign'),
         'link_id = ' || affiliate.id_field(p_request, 'link'));
-    execute format('select min(day) as first, max(day) as last from affiliate.click_link_days where %s and day between %L and %L',
-                   conditions, period.first, period.last) into days;
+    execute format('select min(day) as first, max(day) as last from affiliate.%I where %s and day between %L and %L',
+                   (array['click_days', 'click_link_days'])[1 + (p_request ? 'link')::integer], conditions, period.first, period.last)
+       into days;
     if days.first is null then
         return;
     end if;

@@ -5,10 +5,6 @@
 -- The log of calls
 -- ---------------------------------------------------------------------------------------------------------------
 
-alter table affiliate.inbox add column refusals integer not null default 0;
-
-comment on column affiliate.inbox.refusals is 'Records of it that told of a call that was refused, or repeated';
-
 create sequence affiliate.call_id_seq;
 
 create table affiliate.call_log (
@@ -214,72 +210,6 @@ begin
         on s.merchant_id = u.merchant_id and s.key_id = u.key_id and s.received_at = u.last_used_at
      where s.livemode
      order by u.merchant_id, u.key_id, s.position;
-end
-$$;
-
--- Batches: every record of a conversion batch became a conversion, was a duplicate or a refused call, or is a dead letter; and
--- every conversion came with a batch, once. Clicks don't say which batch brought them: that one is applied once rests on the inbox's key,
--- and that a click is there once, on the click's.
-create or replace function affiliate.audit_batches(p_since timestamptz default null)
-returns table (invariant text, merchant_id bigint, subject text, detail text)
-language plpgsql stable
-set search_path = pg_catalog, affiliate, pg_temp
-set plan_cache_mode = force_custom_plan
-set enable_nestloop = off
-set work_mem = '64MB'
-set jit = off
-as $$
-#variable_conflict use_column
-begin
-    return query
-    with dead as (
-        select d.channel, d.spool_id, d.segment, d.sequence,
-               count(distinct d.record) filter (where d.replayed_at is null) as records,
-               bool_or(d.record is null or d.reason = 'corrupt_frame') as rest_lost
-          from affiliate.dead_letter d
-         group by d.channel, d.spool_id, d.segment, d.sequence
-    ),
-    came as (
-        select c.spool_id, c.segment, c.sequence, count(*) as conversions, count(distinct c.record) as records
-          from affiliate.conversion c
-         group by c.spool_id, c.segment, c.sequence
-    )
-    select 'batch is accounted for', null::bigint,
-           format('batch %s/%s/%s/%s', i.channel, i.spool_id, i.segment, i.sequence),
-           format('%s records: %s conversions, %s duplicates, %s refusals, %s dead', i.records, i.conversions, i.duplicates,
-                  i.refusals, coalesce(d.records, 0))
-      from affiliate.inbox i
-      left join dead d using (channel, spool_id, segment, sequence)
-     where i.channel = 2
-       and case when coalesce(d.rest_lost, false)
-                then i.conversions + i.duplicates + i.refusals + d.records > i.records
-                else i.conversions + i.duplicates + i.refusals + coalesce(d.records, 0) <> i.records end
-    union all
-    select 'batch is applied exactly once', null,
-           format('batch %s/%s/%s/%s', 2, c.spool_id, c.segment, c.sequence),
-           format('inbox says %s conversions, there are %s of %s records', coalesce(i.conversions, 0), c.conversions, c.records)
-      from came c
-      left join affiliate.inbox i
-        on i.channel = 2 and i.spool_id = c.spool_id and i.segment = c.segment and i.sequence = c.sequence
-     where c.records <> c.conversions
-        or i.conversions <> c.conversions
-    union all
-    select 'batch is applied exactly once', null,
-           format('batch %s/%s/%s/%s', 2, i.spool_id, i.segment, i.sequence),
-           format('inbox says %s conversions, there are none', i.conversions)
-      from affiliate.inbox i
-      left join came c using (spool_id, segment, sequence)
-     where i.channel = 2
-       and i.conversions > 0
-       and c.conversions is null
-    union all
-    select 'conversion came with a batch', c.merchant_id, 'conversion ' || c.conversion_id,
-           format('batch %s/%s/%s is not in the inbox', c.spool_id, c.segment, c.sequence)
-      from affiliate.conversion c
-      left join affiliate.inbox i
-        on i.channel = 2 and i.spool_id = c.spool_id and i.segment = c.segment and i.sequence = c.sequence
-     where i.channel is null
-       and c.received_at > now() - affiliate.inbox_retention();
 end
 $$;
 

@@ -588,7 +588,7 @@ as $$
        and b.batch_id = p_batch_id
 $$;
 
-create or replace function affiliate.order_timeline(p_merchant_id bigint, p_livemode boolean, p_order_id text)
+create function affiliate.order_timeline(p_merchant_id bigint, p_livemode boolean, p_order_id text)
 returns jsonb
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
@@ -619,19 +619,6 @@ as $$
        and c.livemode = p_livemode
        and c.order_id = p_order_id
 $$;
-
--- Lists go along these, newest first. None of their columns changes as an order goes its way, but where few orders go it: so
--- that an order that is approved is still updated in its place.
-create index order_fact_reported on affiliate.order_fact (merchant_id, livemode, reported_at, order_no);
-create index order_fact_queue on affiliate.order_fact (livemode, reported_at, order_no) where outcome = 'review';
-create index order_fact_rejected on affiliate.order_fact (merchant_id, livemode, reported_at, order_no) where outcome = 'rejected';
-create index order_fact_back on affiliate.order_fact (merchant_id, livemode, reported_at, order_no)
-    where cancelled_at is not null or returned_at is not null or refunded_minor > 0;
--- Again the last, for 001's reason.
-create unique index order_fact_key on affiliate.order_fact (merchant_id, order_id, livemode);
-alter table affiliate.order_fact
-    drop constraint order_fact_pkey,
-    add constraint order_fact_pkey primary key using index order_fact_key;
 
 -- The states of order_state(), as conditions on a row n of order_now that an index can answer.
 create function affiliate.state_condition(p_state text)

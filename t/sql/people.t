@@ -1,4 +1,4 @@
-# People in more than one session at once, and in a database that was there before them.
+# People in more than one session at once.
 
 use strict;
 use warnings;
@@ -89,29 +89,4 @@ is($t->value(q{select count(*) from affiliate.person where email = 'new@example.
 $t->psql(q{insert into affiliate.person (user_id, email, name, totp, verified_at) values (903, 'p903@example.org', 'P', 'x', now())});
 @answers = at_once(map { qq{select affiliate.login_end('{"user_id": 903, "token": "c$_", "csrf": "c", "totp_step": 7}', '{}');} } 1 .. 6);
 is($t->value('select count(*) from affiliate.session where user_id = 903'), 1, 'a code is good for one of six who have it at once');
-$t->pg_stop;
-
-# --- a database from before ------------------------------------------------------------------------------------------------------------------
-
-my $old = Affiliated::Test->new;
-my @files = sort glob "$Affiliated::Test::TOP/sql/*.sql";
-$old->pg_start(empty => 1);
-$old->_pg_migrate(@files[0 .. 13]);
-$old->psql(<<'END');
-insert into affiliate.merchant (merchant_id, name, hosts, suspended) values (901, 'A', '{a.example}', '{}'), (902, 'B', '{b.example}', '{[2026-01-01,)}'),
-    (903, 'C', '{c.example}', '{[2026-01-01,2026-02-01)}');
-insert into affiliate.affiliate (affiliate_id, name, email, suspended) values (911, 'Asha', 'asha@example.org', '{}'), (912, 'Bikram', null, '{[2026-01-01,)}');
-insert into affiliate.api_key (merchant_id, key_id, livemode, master_id) values (901, 'ak_live_a', true, 'm'), (902, 'ak_live_b', true, 'm'),
-    (902, 'ak_test_b', false, 'm');
-delete from affiliate.projection_change;
-END
-$old->psql($old->slurp($_)) for @files[14 .. $#files];
-is_deeply([map { $_->[0] } $old->rows('select state from affiliate.merchant order by merchant_id')], [qw(approved suspended approved)],
-    'merchants count as approved, but for those that are suspended');
-is_deeply([map { $_->[0] } $old->rows('select state from affiliate.affiliate order by affiliate_id')], [qw(approved suspended)], 'so do affiliates');
-is_deeply([map { $_->[0] } $old->rows("select name from affiliate.projection_change where kind = 'key' order by name")], [qw(ak_live_b ak_test_b)],
-    'keys of the suspended are switched off');
-$old->psql("select affiliate.merchant_activate('{\"merchant\": 902}')");
-is($old->value("select count(*) from affiliate.key_projection where revoked"), 0, 'and on again with them');
-
 done_testing();
