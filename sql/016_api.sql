@@ -809,7 +809,7 @@ grant select on affiliate.promotion, affiliate.payout_kind to affiliate_tenant;
 
 -- Members with what is told of them.
 create function affiliate.members_of(p_merchant_id bigint)
-returns table (user_id bigint, name text, created_at timestamptz, role text, json jsonb)
+returns table (user_id bigint, name text, created_at timestamptz, role text, object jsonb)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -820,7 +820,7 @@ as $$
 $$;
 
 create function affiliate.sessions_of(p_actor affiliate.actor)
-returns table (session_id bigint, created_at timestamptz, json jsonb)
+returns table (session_id bigint, created_at timestamptz, object jsonb)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -830,7 +830,7 @@ as $$
 $$;
 
 create function affiliate.merchants_of(p_user_id bigint)
-returns table (merchant_id bigint, name text, json jsonb)
+returns table (merchant_id bigint, name text, object jsonb)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -841,7 +841,7 @@ as $$
 $$;
 
 create function affiliate.invitation_rows(p_actor affiliate.actor)
-returns table (invitation_id bigint, created_at timestamptz, json jsonb)
+returns table (invitation_id bigint, created_at timestamptz, object jsonb)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -1019,7 +1019,7 @@ set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
     perform affiliate.check_page(p_request);
-    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.sessions_of($1)', 'x.json',
+    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.sessions_of($1)', 'x.object',
                                        '{-created_at timestamptz}', 'session_id bigint');
 end
 $$;
@@ -1144,7 +1144,7 @@ set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
     perform affiliate.check_page(p_request);
-    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.invitation_rows($1)', 'x.json',
+    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.invitation_rows($1)', 'x.object',
                                        '{-created_at timestamptz}', 'invitation_id bigint');
 end
 $$;
@@ -1179,7 +1179,7 @@ set search_path = pg_catalog, affiliate, pg_temp
 as $$
 begin
     perform affiliate.check_page(p_request);
-    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.merchants_of($1.user_id)', 'x.json',
+    return query select affiliate.page(p_actor, p_request, 'select * from affiliate.merchants_of($1.user_id)', 'x.object',
                                        '{name text}', 'merchant_id bigint');
 end
 $$;
@@ -1378,7 +1378,7 @@ begin
     perform affiliate.check_page(p_request, '{role}');
     return query select affiliate.page(p_actor, p_request,
         'select * from affiliate.members_of($1.merchant_id) m where m.role = coalesce(affiliate.role_field($2), m.role)',
-        'x.json', '{created_at timestamptz,name text}', 'user_id bigint');
+        'x.object', '{created_at timestamptz,name text}', 'user_id bigint');
 end
 $$;
 

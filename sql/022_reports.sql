@@ -929,7 +929,7 @@ $$;
 
 -- The lines of a month's statement, one a posting. A release is one line, however many orders it was of.
 create function affiliate.statement_lines(p_actor affiliate.actor, p_since timestamptz, p_until timestamptz)
-returns table (line text, at timestamptz, json jsonb)
+returns table (line text, at timestamptz, object jsonb)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -966,8 +966,8 @@ begin
     select * into month from affiliate.month_field(p_request, 'month');
     return query select affiliate.page(p_actor, p_request,
         case when p_lines then format('select l.* from affiliate.statement_lines($1, %L, %L) l', month.since, month.until)
-             else format('select s as json, s ->> ''currency'' as line from affiliate.statement_rows($1, %L, %L) s', month.since, month.until) end,
-        'x.json', case when p_lines then '{at timestamptz}'::text[] else '{line text}' end, 'line text');
+             else format('select s as object, s ->> ''currency'' as line from affiliate.statement_rows($1, %L, %L) s', month.since, month.until) end,
+        'x.object', case when p_lines then '{at timestamptz}'::text[] else '{line text}' end, 'line text');
 end
 $$;
 
