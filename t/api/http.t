@@ -76,7 +76,8 @@ is(problem($nobody->get('/time', undef, headers => [['Accept', 'text/csv, */*;q=
 
 # --- headers --------------------------------------------------------------------------------------------------------------------
 
-is(problem($nobody->get('/me', undef, headers => [['Idempotency-Key', 'a'], ['Idempotency-Key', 'b']])), '400 duplicate_header', 'a header twice');
+# Since 1.23 nginx makes one of the two, with a comma between.
+like(problem($nobody->get('/me', undef, headers => [['Idempotency-Key', 'a'], ['Idempotency-Key', 'b']])), qr/^400 (?:duplicate|malformed)_header$/, 'a header twice');
 is(problem($nobody->get('/me', undef, headers => [['Idempotency-Key', "a b"]])), '400 malformed_header', 'a blank in a key');
 is(problem($nobody->get('/me', undef, headers => [['Idempotency-Key', 'a' x 129]])), '400 malformed_header', 'a long key');
 is(problem($nobody->get('/me')), '401 unauthenticated', 'nobody is nobody');
