@@ -714,15 +714,19 @@ select affiliate.enter_as_owner(p.oid::regprocedure)
 create table affiliate.span_kind (
     name        text primary key,
     source      text not null,
+    whole       boolean not null,
     keys        text[] not null,
     measures    text[] not null
 );
 
+create unique index span_kind_whole on affiliate.span_kind (source) where whole;
+
 comment on table affiliate.span_kind is 'Tables of spans, each with the rollup of days that it is made of';
+comment on column affiliate.span_kind.whole is 'It has all the keys of its rollup; others are for reports that need fewer';
 comment on column affiliate.span_kind.keys is 'What its rows go by, besides merchant, mode, width and first day';
 
 insert into affiliate.span_kind
-select k.name, k.source, k.keys,
+select k.name, k.source, k.whole, k.keys,
        case
            when k.source like 'click%' then '{valid,duplicate,suspect,prefetch,preview,bot}'::text[]
            when k.source = 'order_sku_day' then
@@ -731,13 +735,14 @@ select k.name, k.source, k.keys,
                   commission_payable_minor,commission_reversed_minor,fee_pending_minor,fee_payable_minor}'::text[]
        end
   from (values
-        ('click_span', 'click_day', '{campaign_id,affiliate_id}'::text[]),
-        ('click_campaign_span', 'click_day', '{campaign_id}'),
-        ('click_link_span', 'click_link_day', '{link_id,campaign_id,affiliate_id}'),
-        ('order_span', 'order_day', '{campaign_id,affiliate_id,currency}'),
-        ('order_campaign_span', 'order_day', '{campaign_id,currency}'),
-        ('order_link_span', 'order_link_day', '{link_id,campaign_id,affiliate_id,sub_id,currency}'),
-        ('order_sku_span', 'order_sku_day', '{sku,campaign_id,affiliate_id,currency}')) k (name, source, keys);
+        ('click_span', 'click_day', true, '{campaign_id,affiliate_id}'::text[]),
+        ('click_campaign_span', 'click_day', false, '{campaign_id}'),
+        ('click_link_span', 'click_link_day', true, '{link_id,campaign_id,affiliate_id}'),
+        ('order_span', 'order_day', true, '{campaign_id,affiliate_id,currency}'),
+        ('order_campaign_span', 'order_day', false, '{campaign_id,currency}'),
+        ('order_sub_span', 'order_link_day', true, '{link_id,campaign_id,affiliate_id,sub_id,currency}'),
+        ('order_link_span', 'order_link_day', false, '{link_id,campaign_id,affiliate_id,currency}'),
+        ('order_sku_span', 'order_sku_day', true, '{sku,campaign_id,affiliate_id,currency}')) k (name, source, whole, keys);
 
 grant select on affiliate.span_kind to affiliate_tenant;
 
@@ -762,7 +767,7 @@ begin
         perform affiliate.fence(('affiliate.' || k.name)::regclass,
                                 p_affiliate => (select c from unnest(k.keys) c where c = 'affiliate_id'));
 
-        if k.keys @> '{affiliate_id}' then
+        if k.whole then
             execute format('create view affiliate.%1$I with (security_invoker = true) as '
                            'select merchant_id, livemode, day, %2$s from affiliate.%3$I '
                            'union all select merchant_id, livemode, first_day, %2$s from affiliate.%4$I where width = 1',
@@ -823,7 +828,7 @@ begin
     end if;
 
     for s in
-        select k.source, max(array_to_string(k.keys, ', ')) filter (where k.keys @> '{affiliate_id}') as keys,
+        select k.source, max(array_to_string(k.keys, ', ')) filter (where k.whole) as keys,
                string_agg(format(
                    ', %1$I as ('
                    'insert into affiliate.%1$I as t (merchant_id, livemode, width, first_day, %2$s, %3$s) '
@@ -865,7 +870,7 @@ as $$
 declare
     k affiliate.span_kind;
 begin
-    select * into strict k from affiliate.span_kind x where x.source = p_source and x.keys @> '{affiliate_id}';
+    select * into strict k from affiliate.span_kind x where x.source = p_source and x.whole;
     execute format(
         'insert into affiliate.%1$I as t (merchant_id, livemode, day, %2$s, %3$s) '
         'select x.merchant_id, x.livemode, x.day, %4$s, %5$s '
@@ -884,7 +889,7 @@ begin
 end
 $$;
 
--- Spans: each width has in it what the spans of one day have, those by campaign what those by campaign and affiliate have.
+-- Spans: each width has in it what the spans of one day have, those by fewer keys what those by all have.
 create function affiliate.audit_spans()
 returns table (invariant text, merchant_id bigint, subject text, detail text)
 language plpgsql stable
@@ -901,7 +906,7 @@ begin
                array_to_string(k.keys || array(select '-' || c from unnest(k.measures) c), ', ') as negated,
                (select string_agg(format('sum(x.%I) <> 0', c), ' or ') from unnest(k.measures) c) as differs
           from affiliate.span_kind k
-          join affiliate.span_kind f on f.source = k.source and f.keys @> '{affiliate_id}'
+          join affiliate.span_kind f on f.source = k.source and f.whole
          order by k.name
     loop
         return query execute format(

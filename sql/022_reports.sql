@@ -130,34 +130,36 @@ create table affiliate.report_kind (
     click_key       text,
     order_key       text not null,
     sort            text not null,
+    by_id           boolean not null,
     members         text not null
 );
 
 comment on table affiliate.report_kind is 'What reports go by, and where they take it from';
+comment on column affiliate.report_kind.by_id is 'Its key is a number';
 comment on column affiliate.report_kind.members is 'What a line is about, as SQL of its key: evaluated for the lines of the page only';
 
 insert into affiliate.report_kind values
-    ('total', 'click_day', 'order_day', '''all''', '''all''', 'key',
+    ('total', 'click_day', 'order_day', '''all''', '''all''', 'key', false,
      $$ '{}'::jsonb $$),
-    ('day', 'click_day', 'order_day', 'day', 'day', '-key',
+    ('day', 'click_day', 'order_day', 'day', 'day', '-key', false,
      $$ jsonb_build_object('day', x.key) $$),
-    ('merchant', 'click_day', 'order_day', 'merchant_id', 'merchant_id', '-reported',
+    ('merchant', 'click_day', 'order_day', 'merchant_id', 'merchant_id', '-reported', true,
      $$ jsonb_build_object('merchant', x.id,
                            'merchant_name', (select m.name from affiliate.merchant m where m.merchant_id = x.id)) $$),
-    ('campaign', 'click_day', 'order_day', 'campaign_id', 'coalesce(campaign_id, 0)', '-reported',
+    ('campaign', 'click_day', 'order_day', 'campaign_id', 'coalesce(campaign_id, 0)', '-reported', true,
      $$ jsonb_build_object('campaign', nullif(x.id, 0),
                            'campaign_name', (select c.name from affiliate.campaign c where c.campaign_id = x.id limit 1)) $$),
-    ('affiliate', 'click_day', 'order_day', 'affiliate_id', 'coalesce(affiliate_id, 0)', '-reported',
+    ('affiliate', 'click_day', 'order_day', 'affiliate_id', 'coalesce(affiliate_id, 0)', '-reported', true,
      $$ jsonb_build_object('affiliate', nullif(x.id, 0),
                            'affiliate_name', (select a.name from affiliate.affiliate a where a.affiliate_id = x.id)) $$),
-    ('link', 'click_link_day', 'order_link_day', 'link_id', 'coalesce(link_id, 0)', '-reported',
+    ('link', 'click_link_day', 'order_link_day', 'link_id', 'coalesce(link_id, 0)', '-reported', true,
      $$ jsonb_build_object('link', nullif(x.id, 0),
                            'code', (select l.code from affiliate.link l where l.link_id = x.id limit 1)) $$),
     ('sub_id', 'click_sub_day', 'order_link_day', 'case when sub_id = '''' then ''o'' else ''s'' || sub_id end',
-     'case when sub_id is null then ''n'' when sub_id = '''' then ''o'' else ''s'' || sub_id end', '-reported',
+     'case when sub_id is null then ''n'' when sub_id = '''' then ''o'' else ''s'' || sub_id end', '-reported', false,
      $$ jsonb_build_object('sub_id', case when left(x.key, 1) = 's' then substr(x.key, 2) end,
                            'kind', case left(x.key, 1) when 's' then 'one' when 'o' then 'others' else 'none' end) $$),
-    ('product', null, 'order_sku_day', null, 'sku', '-reported',
+    ('product', null, 'order_sku_day', null, 'sku', '-reported', false,
      $$ jsonb_build_object('sku', x.key) $$);
 
 grant select on affiliate.report_kind to affiliate_tenant;
@@ -192,6 +194,7 @@ begin
       from affiliate.span_kind k
      where k.source = p_source
        and (k.keys @> '{affiliate_id}' or asked_affiliate is null and p_request ->> 'by' <> 'affiliate')
+       and (k.whole or p_request ->> 'by' <> 'sub_id')
      order by cardinality(k.keys)
      limit 1;
     if p_request ->> 'by' = 'day' then
@@ -210,6 +213,69 @@ begin
 end
 $$;
 
+-- A kind, as the request wants it: with a link, all of them go by links.
+create function affiliate.asked_report(p_request jsonb)
+returns affiliate.report_kind
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    kind affiliate.report_kind;
+begin
+    select * into kind from affiliate.report_kind k where k.name = p_request ->> 'by';
+    if p_request ? 'link' and kind.clicks = 'click_day' then
+        kind.clicks := 'click_link_day';
+        kind.orders := 'order_link_day';
+    end if;
+    return kind;
+end
+$$;
+
+-- What the report may be of, each with what it is sorted by: far less than its lines have. _keys, in the request, is what the
+-- page has of it; only that is added up in full.
+create function affiliate.report_keys(p_actor affiliate.actor, p_request jsonb)
+returns table (key text, gross bigint, valid bigint, reported bigint, approved bigint, amount numeric, commission numeric)
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+set work_mem = '64MB'
+set jit = off
+as $$
+declare
+    kind affiliate.report_kind := affiliate.asked_report(p_request);
+    sort text := ltrim(p_request ->> 'sort', '-');
+    clicked constant text := 'valid + duplicate + suspect + prefetch + preview + bot';
+    reported text := 'pending + approved + payable + cancelled + refunded + review + rejected';
+    by_click text;
+    by_order text;
+    source text;
+begin
+    if kind.name = 'product' then
+        reported := replace(reported, ' + payable', '');
+    end if;
+    by_click := case sort when 'gross' then clicked when 'valid' then 'valid' else '0' end;
+    by_order := case sort
+                    when 'reported' then reported
+                    when 'approved' then case when kind.name = 'product' then 'approved' else 'approved + payable' end
+                    when 'amount' then 'coalesce(amount_minor, 0)'
+                    when 'commission' then case when kind.name = 'product' then '0' else 'commission_pending_minor + commission_payable_minor' end
+                    else '0' end;
+
+    source := affiliate.report_source(p_actor, p_request, kind.orders, format('%s as key, %s as v, 0 as c, %s as o', kind.order_key, by_order, reported));
+    if kind.clicks is not null then
+        source := source || ' union all '
+            || affiliate.report_source(p_actor, p_request, kind.clicks, format('%s, %s, %s, 0', kind.click_key, by_click, clicked));
+    end if;
+    if kind.name = 'sub_id' then
+        source := concat_ws(' union all ', source,
+            affiliate.report_source(p_actor, p_request, 'click_link_day', format('''n'', %s, %s, 0', by_click, clicked)),
+            affiliate.report_source(p_actor, p_request, 'click_sub_day', format('''n'', -(%s), -(%s), 0', by_click, clicked)));
+    end if;
+    return query execute format(
+        'select key::text, %1$s, %1$s, %1$s, %1$s, %2$s, %2$s from (select key, sum(v) as v from (%3$s) s group by key '
+        'having sum(c) <> 0 or sum(o) <> 0) k', 'v::bigint', 'v::numeric', source);
+end
+$$;
+
 -- The lines of a report, in no order.
 create function affiliate.report_rows(p_actor affiliate.actor, p_request jsonb)
 returns setof affiliate.report_row
@@ -219,26 +285,16 @@ set work_mem = '64MB'
 set jit = off
 as $$
 declare
-    kind affiliate.report_kind;
+    kind affiliate.report_kind := affiliate.asked_report(p_request);
     is_product boolean := p_request ->> 'by' = 'product';
-    clicks text;
-    orders text;
     verdicts constant text := 'valid, duplicate, suspect, prefetch, preview, bot';
     source text;
 begin
-    select * into kind from affiliate.report_kind k where k.name = p_request ->> 'by';
-    clicks := kind.clicks;
-    orders := kind.orders;
-    if p_request ? 'link' and clicks = 'click_day' then
-        clicks := 'click_link_day';
-        orders := 'order_link_day';
-    end if;
-
     if is_product then
         source := 'select null::text as key, null::bigint as valid, null::bigint as duplicate, null::bigint as suspect, '
                   'null::bigint as prefetch, null::bigint as preview, null::bigint as bot where false';
     else
-        source := affiliate.report_source(p_actor, p_request, clicks, format('%s as key, %s', kind.click_key, verdicts));
+        source := affiliate.report_source(p_actor, p_request, kind.clicks, format('%s as key, %s', kind.click_key, verdicts));
     end if;
     if kind.name = 'sub_id' then
         -- Clicks without a sub-id are those of the links less those that have one.
@@ -252,6 +308,7 @@ begin
             select key, sum(valid) as valid, sum(duplicate) as duplicate, sum(suspect) as suspect,
                    sum(prefetch) as prefetch, sum(preview) as preview, sum(bot) as bot
               from (%1$s) s
+             where %6$s
              group by key
         ),
         o as (
@@ -260,6 +317,7 @@ begin
                    sum(refunded) as refunded, sum(review) as review, sum(rejected) as rejected,
                    %4$s, sum(amount_minor) as amount
               from (%2$s) s
+             where %6$s
              group by key, currency
         ),
         m as (
@@ -286,10 +344,10 @@ begin
          where coalesce(c.valid + c.duplicate + c.suspect + c.prefetch + c.preview + c.bot, 0) <> 0
             or coalesce(m.pending + m.approved + m.payable + m.cancelled + m.refunded + m.review + m.rejected, 0) <> 0$sql$,
         source,
-        affiliate.report_source(p_actor, p_request, orders,
+        affiliate.report_source(p_actor, p_request, kind.orders,
             format('%s as key, currency, %s', kind.order_key,
                    (select array_to_string(k.measures, ', ') from affiliate.span_kind k
-                     where k.source = orders and k.keys @> '{affiliate_id}'))),
+                     where k.source = kind.orders and k.whole))),
         case when is_product then '0::numeric' else 'sum(payable)' end,
         case when is_product then
             'sum(pieces) as pieces, 0::numeric as kept, 0::numeric as commission_pending, 0::numeric as commission_payable, '
@@ -299,7 +357,10 @@ begin
             'sum(commission_payable_minor) as commission_payable, sum(commission_reversed_minor) as commission_reversed, '
             'sum(fee_pending_minor) as fee_pending, sum(fee_payable_minor) as fee_payable'
         end,
-        case when kind.name in ('merchant', 'campaign', 'affiliate', 'link') then 'coalesce(c.key, m.key)' else 'null::bigint' end);
+        case when kind.by_id then 'coalesce(c.key, m.key)' else 'null::bigint' end,
+        case when not p_request ? '_keys' then 'true'
+             else format('key = any (%L::%s[])', array(select jsonb_array_elements_text(p_request -> '_keys')),
+                         case when kind.by_id then 'bigint' else 'text' end) end);
 end
 $$;
 
@@ -347,6 +408,11 @@ begin
 end
 $$;
 
+create function affiliate.report_sorts()
+returns text[]
+language sql immutable parallel safe
+return '{key text,gross bigint,valid bigint,reported bigint,approved bigint,amount numeric,commission numeric}'::text[];
+
 -- A report for whoever may have it. p_kinds are what it may go by.
 create function affiliate.report(p_actor affiliate.actor, p_request jsonb, p_kinds text[], p_filters text[])
 returns setof jsonb
@@ -375,12 +441,18 @@ begin
     select * into kind from affiliate.report_kind k where k.name = wanted;
     -- Unless it says otherwise, as the kind has it.
     p_request := jsonb_build_object('sort', kind.sort) || p_request;
+    if kind.name not in ('total', 'day') and not p_request ? 'all' then
+        p_request := p_request || jsonb_build_object('_keys', array(
+            select k ->> 'key'
+              from affiliate.page(p_actor, p_request, 'select * from affiliate.report_keys($1, $2)', 'jsonb_build_object(''key'', x.key)',
+                                  affiliate.report_sorts(), 'key text') k));
+    end if;
     return query select affiliate.page(p_actor, p_request,
         'select r, r.key, r.id, r.gross, r.valid, r.reported, r.approved + r.payable as approved, r.amount_minor as amount,
                 r.commission_minor as commission
            from affiliate.report_rows($1, $2) r',
         format('%s || affiliate.report_json(%L, %L, x.r)', kind.members, wanted, p_actor.kind = 'affiliate'),
-        '{key text,gross bigint,valid bigint,reported bigint,approved bigint,amount numeric,commission numeric}', 'key text');
+        affiliate.report_sorts(), 'key text');
 end
 $$;
 
