@@ -197,19 +197,21 @@ begin
        and (k.whole or p_request ->> 'by' <> 'sub_id')
      order by cardinality(k.keys)
      limit 1;
+    -- Written so that each width is a place in an index: of a list of pairs the planner makes a join, and reads the whole table.
     if p_request ->> 'by' = 'day' then
-        select string_agg(format('(1::smallint, %L::date)', period.first + n), ', ') into spans
-          from generate_series(0, least(period.last, today) - period.first) n;
+        spans := format('width = 1 and first_day between %L and %L', period.first, least(period.last, today));
     else
-        select string_agg(format('(%s::smallint, %L::date)', s.width, s.first_day), ', ') into spans
-          from affiliate.spans_of(period.first, period.last, today) s;
+        select string_agg(format('width = %s and first_day = any (%L)', s.width, s.days), ' or ') into spans
+          from (select x.width, array_agg(x.first_day) as days
+                  from affiliate.spans_of(period.first, period.last, today) x
+                 group by x.width) s;
     end if;
 
     return format('select %s from affiliate.%I where %s and day between %L and %L',
                   p_select, p_source, conditions, period.first, period.last)
            || case when span_table is null or spans is null then ''
                    else format(' union all select %s from (select *, first_day as day from affiliate.%I) s '
-                               'where %s and (width, first_day) in (values %s)', p_select, span_table, conditions, spans) end;
+                               'where %s and (%s)', p_select, span_table, conditions, spans) end;
 end
 $$;
 
@@ -231,9 +233,8 @@ begin
 end
 $$;
 
--- What the report may be of, each with what it is sorted by: far less than its lines have. _keys, in the request, is what the
--- page has of it; only that is added up in full.
-create function affiliate.report_keys(p_actor affiliate.actor, p_request jsonb)
+-- What the report may be of, each with what it is sorted by: far less than its lines have. Without clicks, only what has orders.
+create function affiliate.report_keys(p_actor affiliate.actor, p_request jsonb, p_clicks boolean)
 returns table (key text, gross bigint, valid bigint, reported bigint, approved bigint, amount numeric, commission numeric)
 language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
@@ -261,11 +262,11 @@ begin
                     else '0' end;
 
     source := affiliate.report_source(p_actor, p_request, kind.orders, format('%s as key, %s as v, 0 as c, %s as o', kind.order_key, by_order, reported));
-    if kind.clicks is not null then
+    if kind.clicks is not null and p_clicks then
         source := source || ' union all '
             || affiliate.report_source(p_actor, p_request, kind.clicks, format('%s, %s, %s, 0', kind.click_key, by_click, clicked));
     end if;
-    if kind.name = 'sub_id' then
+    if kind.name = 'sub_id' and p_clicks then
         source := concat_ws(' union all ', source,
             affiliate.report_source(p_actor, p_request, 'click_link_day', format('''n'', %s, %s, 0', by_click, clicked)),
             affiliate.report_source(p_actor, p_request, 'click_sub_day', format('''n'', -(%s), -(%s), 0', by_click, clicked)));
@@ -303,11 +304,12 @@ begin
             affiliate.report_source(p_actor, p_request, 'click_sub_day', '''n'', -valid, -duplicate, -suspect, -prefetch, -preview, -bot'));
     end if;
 
+    -- Keys are looked for among the rows, not in the indexes, which would be searched for each.
     return query execute format($sql$
         with c as (
             select key, sum(valid) as valid, sum(duplicate) as duplicate, sum(suspect) as suspect,
                    sum(prefetch) as prefetch, sum(preview) as preview, sum(bot) as bot
-              from (%1$s) s
+              from (%1$s offset 0) s
              where %6$s
              group by key
         ),
@@ -316,7 +318,7 @@ begin
                    sum(pending) as pending, sum(approved) as approved, %3$s as payable, sum(cancelled) as cancelled,
                    sum(refunded) as refunded, sum(review) as review, sum(rejected) as rejected,
                    %4$s, sum(amount_minor) as amount
-              from (%2$s) s
+              from (%2$s offset 0) s
              where %6$s
              group by key, currency
         ),
@@ -413,7 +415,35 @@ returns text[]
 language sql immutable parallel safe
 return '{key text,gross bigint,valid bigint,reported bigint,approved bigint,amount numeric,commission numeric}'::text[];
 
--- A report for whoever may have it. p_kinds are what it may go by.
+-- The keys of a page, and of one line more. Sorted by what orders brought, downwards, those that have any come first: as long as
+-- they fill the page, clicks need not be looked at.
+create function affiliate.page_of_report(p_actor affiliate.actor, p_request jsonb)
+returns text[]
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    by_orders text := substring(p_request ->> 'sort' from '^-(reported|approved|amount|commission)$');
+    found_keys text[];
+begin
+    if by_orders is not null then
+        found_keys := array(
+            select k ->> 'key'
+              from affiliate.page(p_actor, p_request, format('select * from affiliate.report_keys($1, $2, false) r where r.%I > 0', by_orders),
+                                  'jsonb_build_object(''key'', x.key)', affiliate.report_sorts(), 'key text') k);
+        if cardinality(found_keys) > coalesce(affiliate.integer_field(p_request, 'limit', 1, 200), 50) then
+            return found_keys;
+        end if;
+    end if;
+    return array(
+        select k ->> 'key'
+          from affiliate.page(p_actor, p_request, 'select * from affiliate.report_keys($1, $2, true)',
+                              'jsonb_build_object(''key'', x.key)', affiliate.report_sorts(), 'key text') k);
+end
+$$;
+
+-- A report for whoever may have it. p_kinds are what it may go by. _keys, in the request, is what its page has: only that is added
+-- up in full.
 create function affiliate.report(p_actor affiliate.actor, p_request jsonb, p_kinds text[], p_filters text[])
 returns setof jsonb
 language plpgsql stable
@@ -442,10 +472,7 @@ begin
     -- Unless it says otherwise, as the kind has it.
     p_request := jsonb_build_object('sort', kind.sort) || p_request;
     if kind.name not in ('total', 'day') and not p_request ? 'all' then
-        p_request := p_request || jsonb_build_object('_keys', array(
-            select k ->> 'key'
-              from affiliate.page(p_actor, p_request, 'select * from affiliate.report_keys($1, $2)', 'jsonb_build_object(''key'', x.key)',
-                                  affiliate.report_sorts(), 'key text') k));
+        p_request := p_request || jsonb_build_object('_keys', affiliate.page_of_report(p_actor, p_request));
     end if;
     return query select affiliate.page(p_actor, p_request,
         'select r, r.key, r.id, r.gross, r.valid, r.reported, r.approved + r.payable as approved, r.amount_minor as amount,
@@ -531,6 +558,33 @@ begin
 end
 $$;
 
+-- The clicks of a page, by their ids in order: the index brings no more of them than are wanted, which behind the fence it could
+-- not. Null stands for all merchants, affiliates and so on; p_after is the last one of the page before.
+create function affiliate.page_of_clicks(
+    p_merchant_id bigint, p_affiliate_id bigint, p_livemode boolean, p_campaign_id bigint, p_link_id bigint, p_verdict integer, p_sub_id text,
+    p_low uuid, p_high uuid, p_after uuid, p_up boolean, p_rows integer)
+returns uuid[]
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    found_ids uuid[];
+begin
+    execute format('select array(select c.id from affiliate.click c where %s order by c.id %s limit %s)',
+        concat_ws(' and ',
+            format('c.id >= %L and c.id < %L and c.livemode = %L', p_low, p_high, p_livemode),
+            'c.merchant_id = ' || p_merchant_id, 'c.affiliate_id = ' || p_affiliate_id, 'c.campaign_id = ' || p_campaign_id,
+            'c.link_id = ' || p_link_id, 'c.verdict = ' || p_verdict, 'c.sub_ids[1] = ' || quote_literal(p_sub_id),
+            case when p_up then 'c.id > ' else 'c.id < ' end || quote_literal(p_after)),
+        case when p_up then 'asc' else 'desc' end, p_rows)
+       into found_ids;
+    return found_ids;
+end
+$$;
+
+select affiliate.enter_as_tenant(
+    'affiliate.page_of_clicks(bigint, bigint, boolean, bigint, bigint, integer, text, uuid, uuid, uuid, boolean, integer)');
+
 -- Clicks, the newest first, of no more than 31 days. Clicks have no index but their time: the rollups say on which days there are
 -- any, and only those are looked through.
 create function affiliate.click_rows(p_actor affiliate.actor, p_request jsonb, p_filters text[])
@@ -542,6 +596,9 @@ declare
     period record;
     verdict text := affiliate.form_field(p_request, 'verdict', 20, '^(valid|duplicate|suspect|prefetch|preview|bot)$',
                                          'must be valid, duplicate, suspect, prefetch, preview or bot');
+    verdict_no integer := array_position('{valid,duplicate,suspect,prefetch,preview,bot}'::text[], verdict) - 1;
+    sub_id text := affiliate.text_field(p_request, 'sub_id', 128);
+    sort text := coalesce(p_request ->> 'sort', '-id');
     conditions text;
     days record;
 begin
@@ -561,12 +618,19 @@ begin
         return;
     end if;
 
+    if not p_request ? 'all' and sort in ('id', '-id') then
+        conditions := conditions || format(' and id = any (%L)', affiliate.page_of_clicks(
+            case when p_actor.kind in ('merchant', 'key') then p_actor.merchant_id else affiliate.id_field(p_request, 'merchant') end,
+            case when p_actor.kind = 'affiliate' then p_actor.affiliate_id else affiliate.id_field(p_request, 'affiliate') end,
+            p_actor.livemode, affiliate.id_field(p_request, 'campaign'), affiliate.id_field(p_request, 'link'), verdict_no, sub_id,
+            affiliate.day_bound(days.first), affiliate.day_bound(days.last + 1),
+            (affiliate.cursor_values(affiliate.text_field(p_request, 'after', 2000), sort, 'uuid', 'uuid'))[2]::uuid, sort = 'id',
+            coalesce(affiliate.integer_field(p_request, 'limit', 1, 200), 50) + 1));
+    end if;
     return query select affiliate.page(p_actor, p_request,
         format('select c, c.id from affiliate.click_seen c where c.id >= %L and c.id < %L and %s',
                affiliate.day_bound(days.first), affiliate.day_bound(days.last + 1),
-               concat_ws(' and ', conditions,
-                   'verdict = ' || (array_position('{valid,duplicate,suspect,prefetch,preview,bot}'::text[], verdict) - 1),
-                   'sub_ids[1] = ' || quote_literal(affiliate.text_field(p_request, 'sub_id', 128)))),
+               concat_ws(' and ', conditions, 'verdict = ' || verdict_no, 'sub_ids[1] = ' || quote_literal(sub_id))),
         format('affiliate.click_json(x.c, %L)', p_actor.kind = 'affiliate'), '{-id uuid}', 'id uuid');
 end
 $$;

@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(57);
+select plan(60);
 
 -- As the API calls an operation: behind the fence.
 create function pg_temp.call(p_actor affiliate.actor, p_operation text, p_request jsonb default '{}')
@@ -185,6 +185,39 @@ select is((select array_agg(distinct e ->> 'event') @> '{fee,approved}' and bool
              from affiliate.order_now n, jsonb_array_elements(affiliate.order_story(n, false)) e
             where n.merchant_id = 900001 and n.order_id = 'held'), true, 'which the merchant''s own view has, with the fee');
 select is(pg_temp.refusal(pg_temp.affiliate(900012), 'affiliate_order_show', jsonb_build_object('order_no', pg_temp.no('held'))), 'AF404 There is no such thing.', 'another''s order is none');
+
+-- --- pages -----------------------------------------------------------------------------------------------------------------
+
+-- All of a list, page by page of one line.
+create function pg_temp.pages(p_actor affiliate.actor, p_operation text, p_request jsonb)
+returns jsonb[]
+language plpgsql
+as $$
+declare
+    request jsonb := p_request || '{"limit": "1"}';
+    got jsonb[];
+    found_rows jsonb[] := '{}';
+begin
+    loop
+        got := array(select j from pg_temp.call(p_actor, p_operation, request) j);
+        found_rows := found_rows || (got[1] - '_cursor');
+        exit when cardinality(got) < 2;
+        request := request || jsonb_build_object('after', got[1] ->> '_cursor');
+    end loop;
+    return array_remove(found_rows, null);
+end
+$$;
+
+create temp table walked as
+select k, s, pg_temp.pages(pg_temp.merchant(), 'report_list', r) as pages,
+       array(select j from pg_temp.call(pg_temp.merchant(), 'report_list', r || '{"all": true}') j) as whole
+  from (select k, d || s as s, jsonb_build_object('by', k, 'sort', d || s, 'currency', 'NPR')
+                               || case when k = 'sub_id' then '{"affiliate": "900011"}'::jsonb else '{}' end as r
+          from unnest('{total,day,campaign,affiliate,link,sub_id,product}'::text[]) k,
+               unnest('{key,gross,valid,reported,approved,amount,commission}'::text[]) s, unnest('{"",-}'::text[]) d) x;
+select is((select count(*) from walked), 98::bigint, 'reports by each kind, in each order');
+select is_empty($$ select k, s from walked where pages is distinct from whole $$, 'the pages are the whole');
+select cmp_ok((select max(cardinality(whole)) from walked), '>', 2, 'which has several');
 
 -- --- money ------------------------------------------------------------------------------------------------------------------
 
