@@ -108,22 +108,31 @@ begin
 
     perform affiliate.post_accounts();
 
+    -- One account after the other: of a merchant's many, each is to be met by its key, not by all the others.
+    with leg as materialized (
+        select r.merchant_id, r.release_id, r.livemode, r.currency, side.*
+          from pg_temp.released r
+         cross join lateral (values
+                   (11, r.commission_minor, 'pending', 'payable', r.affiliate_id),
+                   (12, r.fee_minor, 'fee_pending', 'fee_earned', 0),
+                   (13, r.commission_minor + r.fee_minor, 'owed', 'accrued', r.merchant_id)
+               ) as side(code, amount, debit_kind, credit_kind, owner_id)
+         where side.amount > 0
+    ),
+    debited as materialized (
+        select l.*, d.account_id as debit_account
+          from leg l
+          join pg_temp.account_changed d
+            on d.merchant_id = l.merchant_id and d.livemode = l.livemode and d.currency = l.currency
+           and d.kind = l.debit_kind and d.owner_id = l.owner_id
+    )
     insert into affiliate.transfer
            (merchant_id, cause_id, cause_revision, cause_kind, code, debit_account, credit_account,
             amount_minor, livemode, currency)
-    select r.merchant_id, r.release_id, 1, 2, leg.code, d.account_id, c.account_id, leg.amount, r.livemode, r.currency
-      from pg_temp.released r
-     cross join lateral (values
-               (11, r.commission_minor, 'pending', 'payable', r.affiliate_id),
-               (12, r.fee_minor, 'fee_pending', 'fee_earned', 0),
-               (13, r.commission_minor + r.fee_minor, 'owed', 'accrued', r.merchant_id)
-           ) as leg(code, amount, debit_kind, credit_kind, owner_id)
-      join pg_temp.account_changed d
-        on d.merchant_id = r.merchant_id and d.livemode = r.livemode and d.currency = r.currency
-       and d.kind = leg.debit_kind and d.owner_id = leg.owner_id
+    select l.merchant_id, l.release_id, 1, 2, l.code, l.debit_account, c.account_id, l.amount, l.livemode, l.currency
+      from debited l
       join pg_temp.account_changed c
-        on c.merchant_id = r.merchant_id and c.livemode = r.livemode and c.currency = r.currency
-       and c.kind = leg.credit_kind and c.owner_id = leg.owner_id
-     where leg.amount > 0;
+        on c.merchant_id = l.merchant_id and c.livemode = l.livemode and c.currency = l.currency
+       and c.kind = l.credit_kind and c.owner_id = l.owner_id;
 end
 $$;
