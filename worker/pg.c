@@ -84,6 +84,21 @@ pg_notice(void *data, const char *message)
     log_debug("PostgreSQL says: %s", line);
 }
 
+/* A server that goes away just as we have come in says so before PQconnectdbParams returns, and
+ * libpq prints that to stderr unless it was told otherwise. Thus: begin, tell it, begin anew. */
+static PGconn *
+pg_open(const char *const *keywords, const char *const *values)
+{
+    PGconn *conn = PQconnectStartParams(keywords, values, 1);
+
+    if (conn != NULL && PQstatus(conn) != CONNECTION_BAD) {
+        PQsetNoticeProcessor(conn, pg_notice, NULL);
+        PQreset(conn);
+    }
+
+    return conn;
+}
+
 /* TCP sizes its buffers itself, unless told to. The kernel may grant less: then it is less. */
 static void
 pg_widen(PGconn *conn)
@@ -164,7 +179,7 @@ pg_connect_as(const struct config *config, const char *conninfo, const char *pas
     PARAMETER(NULL, NULL);
 #undef PARAMETER
 
-    conn = PQconnectdbParams(keywords, values, 1);
+    conn = pg_open(keywords, values);
     if (conn == NULL || PQstatus(conn) != CONNECTION_OK) {
         error->class = PG_CLASS_RETRY;
         error->sqlstate[0] = '\0';
@@ -175,7 +190,6 @@ pg_connect_as(const struct config *config, const char *conninfo, const char *pas
     }
 
     pg_widen(conn);
-    PQsetNoticeProcessor(conn, pg_notice, NULL);
     snprintf(sql, sizeof(sql), "set lock_timeout = %lld; %s",
         (long long) config->postgres.lock_timeout, pg_session_sql);
     if (!pg_command(conn, sql, error)) {

@@ -158,4 +158,32 @@ like($err, qr/no role "payout"/, 'is named');
 ($code, $out, $err) = $t->cli('run', '--frob');
 is($code, 2, 'an option that there is not');
 is($err, qq{affiliated run: "--frob" is no option, or lacks its value\n}, 'is named');
+# --- a server that goes away just as we come in says so before libpq has told us that we are in ------------------------------------
+
+{
+    my $socket = $t->path('late');
+    mkdir $socket or die $!;
+    my $server = IO::Socket::UNIX->new(Local => "$socket/.s.PGSQL.5432", Listen => 10) or die $!;
+    chmod 0777, $socket, "$socket/.s.PGSQL.5432";
+    my $message = sub { my ($type, $body) = @_; return $type . pack('N', 4 + length $body) . $body };
+    my $pid = fork // die $!;
+    if (!$pid) {
+        while (my $c = $server->accept) {
+            $c->sysread(my $startup, 10_000);
+            $c->syswrite($message->('R', pack 'N', 0) . join('', map { $message->('S', "$_->[0]\0$_->[1]\0") } ['server_version', '15.5'],
+                    ['in_hot_standby', 'off'], ['default_transaction_read_only', 'off'], ['client_encoding', 'UTF8'])
+                . $message->('Z', 'I') . $message->('E', "SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"));
+            $c->close;
+        }
+        POSIX::_exit(0);
+    }
+    close $server;
+    $t->daemon_conf(conf => { postgres => { conninfo => "host=$socket dbname=x user=x" } });
+    ($code, $out, $err) = $t->cli('audit');
+    is($code, 1, 'a server that goes away on arrival: an error') or diag $err;
+    unlike($err, qr/^FATAL/m, 'and nothing that libpq prints by itself');
+    kill 'KILL', $pid;
+    waitpid $pid, 0;
+}
+
 done_testing();
