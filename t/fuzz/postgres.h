@@ -425,12 +425,18 @@ PQclear(PGresult *res)
 /* --- connections --- */
 
 PGconn *
-PQconnectdbParams(const char *const *keywords, const char *const *values, int expand_dbname)
+PQconnectStartParams(const char *const *keywords, const char *const *values, int expand_dbname)
 {
     PGconn *conn = calloc(1, sizeof(*conn));
 
     require(conn != NULL && keywords[0] != NULL && values[0] != NULL && expand_dbname == 1);
     return conn;
+}
+
+void
+PQreset(PGconn *conn)
+{
+    require(conn != NULL);
 }
 
 ConnStatusType

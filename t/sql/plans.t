@@ -12,7 +12,7 @@ my $AFFILIATES = 400;
 my $t = Affiliated::Test->new;
 $t->pg_start(conf => <<'END');
 shared_preload_libraries = 'auto_explain'
-auto_explain.log_min_duration = 0
+auto_explain.log_min_duration = -1
 auto_explain.log_nested_statements = on
 auto_explain.log_analyze = on
 auto_explain.log_timing = off
@@ -24,7 +24,7 @@ sub widest
 {
     my ($sql) = @_;
     my $before = length $t->slurp($t->path('pg.log'));
-    $t->psql($sql);
+    $t->psql("set auto_explain.log_min_duration = 0;\n$sql");
     my $log = substr $t->slurp($t->path('pg.log')), $before;
     my ($most, $where) = (0, '');
 
