@@ -447,7 +447,15 @@ insert into affiliate.transfer_code values
     (4, 'fee_reversal', 'Network fee taken back with its commission'),
     (11, 'commission_release', 'Commission whose hold is over becomes payable'),
     (12, 'fee_release', 'Network fee whose hold is over is earned'),
-    (13, 'owed_release', 'What the merchant accrued is now owed');
+    (13, 'owed_release', 'What the merchant accrued is now owed'),
+    (21, 'payout_freeze', 'Set aside for a payout'),
+    (22, 'payout_return', 'Not paid out after all'),
+    (23, 'payout_paid', 'Paid out'),
+    (24, 'payout_tax', 'Tax withheld from a payout'),
+    (25, 'payout_recall', 'A payout that came back after it was paid'),
+    (26, 'payout_tax_recall', 'The tax of a payout that came back'),
+    (31, 'bill_payment', 'A merchant''s payment'),
+    (32, 'bill_payment_reversal', 'A merchant''s payment that did not arrive after all');
 
 comment on table affiliate.transfer_code is 'What a transfer is for';
 
@@ -477,7 +485,7 @@ create table affiliate.transfer (
     merchant_id     bigint not null,
     cause_id        bigint not null,
     cause_revision  integer not null,
-    cause_kind      smallint not null check (cause_kind in (1, 2)),
+    cause_kind      smallint not null check (cause_kind in (1, 2, 3, 4)),
     code            smallint not null,
     debit_account   bigint not null,
     credit_account  bigint not null,
@@ -490,7 +498,7 @@ create table affiliate.transfer (
 ) with (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
 comment on table affiliate.transfer is 'Immutable movements of money, each with its cause, once a cause';
-comment on column affiliate.transfer.cause_kind is '1 an order''s revision (cause_id is its order_no), 2 a release';
+comment on column affiliate.transfer.cause_kind is '1 an order''s revision (cause_id is its order_no), 2 a release, 3 a step of a payout (cause_revision counts them), 4 a payment of a bill';
 
 create table affiliate.hold (
     merchant_id         bigint not null,

@@ -126,7 +126,8 @@ begin
         on t.cause_kind = 1 and o.merchant_id = t.merchant_id and o.order_no = t.cause_id
       left join affiliate.release r
         on t.cause_kind = 2 and r.merchant_id = t.merchant_id and r.release_id = t.cause_id
-     where r.release_id is null
+     where t.cause_kind in (1, 2)
+       and r.release_id is null
        and (o.order_no is null or t.cause_revision > o.revision or t.livemode <> o.livemode)
        and (p_since is null or t.created_at >= p_since)
     union all
