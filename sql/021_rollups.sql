@@ -1268,5 +1268,7 @@ begin atomic
     union all
     select * from affiliate.audit_batches(p_since)
     union all
+    select * from affiliate.audit_payouts(p_since)
+    union all
     select * from affiliate.audit_rollups(p_since);
 end;

@@ -607,6 +607,23 @@ call_head(struct exchange *x, const json_t *head)
     return true;
 }
 
+/* What is no JSON: a file, as SQL made it. */
+static bool
+answer_file(struct exchange *x, const json_t *row)
+{
+    const json_t *content = json_object_get(row, "_content");
+    const char *type = json_string_value(json_object_get(row, "_type"));
+    const char *name = json_string_value(json_object_get(row, "_name"));
+
+    buffer_put(&x->answer, json_string_value(content), json_string_length(content));
+    answer_header(x, "Content-Type", "%s", type);
+    if (name != NULL) {
+        answer_header(x, "Content-Disposition", "attachment; filename=\"%s\"", name);
+    }
+
+    return true;
+}
+
 bool
 answer_row(struct exchange *x, const struct outcome *outcome)
 {
@@ -617,6 +634,10 @@ answer_row(struct exchange *x, const struct outcome *outcome)
     buffer_reset(&x->answer);
     if (outcome->row == NULL) {
         return true;
+    }
+
+    if (json_is_string(json_object_get(outcome->row, "_content"))) {
+        return answer_file(x, outcome->row);
     }
 
     for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++) {

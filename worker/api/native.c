@@ -792,6 +792,15 @@ native_health(struct exchange *x)
     return ok && native_answer(x, json_pack("{s:s}", "status", "ok"));
 }
 
+/* Its row is a file, which is answered as it is. */
+static bool
+native_file(struct exchange *x, json_t *row)
+{
+    (void) x;
+    (void) row;
+    return true;
+}
+
 const struct native *
 native_find(const char *operation)
 {
@@ -806,6 +815,7 @@ native_find(const char *operation)
         {"me_totp_create", NULL, native_totp_create, native_totp_created},
         {"me_totp_delete", NULL, native_confirmed, NULL},
         {"me_totp_update", NULL, native_totp_confirm, native_recovery_shown},
+        {"payout_batch_file", NULL, NULL, native_file},
         {"password_reset_create", NULL, native_registration_rate, NULL},
         {"password_reset_update", NULL, native_reset_password, NULL},
         {"registration_affiliate_create", NULL, native_register, NULL},
