@@ -527,6 +527,23 @@ begin
 end
 $$;
 
+-- Every broken invariant, a row each. None: the books are right.
+create function affiliate.audit(p_since timestamptz default null)
+returns table (invariant text, merchant_id bigint, subject text, detail text)
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    return query select * from affiliate.audit_balances(p_since);
+    return query select * from affiliate.audit_causes(p_since);
+    return query select * from affiliate.audit_positions(p_since);
+    return query select * from affiliate.audit_facts(p_since);
+    return query select * from affiliate.audit_batches(p_since);
+    return query select * from affiliate.audit_payouts(p_since);
+    return query select * from affiliate.audit_rollups(p_since);
+end
+$$;
+
 -- affiliated audit [--since TIME or SPAN]
 create function affiliate.audit_run(p_command jsonb)
 returns setof jsonb

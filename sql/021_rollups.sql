@@ -1251,24 +1251,3 @@ begin
       from affiliate.audit_spans();
 end
 $$;
-
--- Every broken invariant, a row each. None: the books are right.
-create function affiliate.audit(p_since timestamptz default null)
-returns table (invariant text, merchant_id bigint, subject text, detail text)
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-begin atomic
-    select * from affiliate.audit_balances(p_since)
-    union all
-    select * from affiliate.audit_causes(p_since)
-    union all
-    select * from affiliate.audit_positions(p_since)
-    union all
-    select * from affiliate.audit_facts(p_since)
-    union all
-    select * from affiliate.audit_batches(p_since)
-    union all
-    select * from affiliate.audit_payouts(p_since)
-    union all
-    select * from affiliate.audit_rollups(p_since);
-end;

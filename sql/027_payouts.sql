@@ -521,7 +521,7 @@ begin
     end if;
     if p_actor.livemode and method.changed_at > now() - policy.cool_off then
         perform affiliate.problem(409, 'cool_off', format('This payout method was changed; it is paid to from %s on.',
-            to_char(method.changed_at + policy.cool_off at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')));
+            affiliate.utc_text(method.changed_at + policy.cool_off)));
     end if;
     if exists (select from affiliate.payout o
                 where o.affiliate_id = p_affiliate_id and o.livemode = p_actor.livemode and o.currency = policy.currency
@@ -1184,6 +1184,12 @@ begin
 end
 $$;
 
+-- An amount as files write it, perhaps with commas between thousands or lakhs; null if it is none.
+create function affiliate.file_amount(p_text text)
+returns numeric
+language sql immutable parallel safe
+return case when p_text ~ '^[0-9][0-9,]{0,24}([.][0-9]{1,4})?$' then replace(p_text, ',', '')::numeric end;
+
 -- Applies an answer as a whole, or refuses it: each line's amount has to be the payout's, and none may come twice. Lines of
 -- nobody's stay visible as unmatched, as do those that contradict what is settled. Sent again, it changes nothing.
 create function affiliate.apply_result(p_actor affiliate.actor, p_result_id bigint, p_lines bigint)
@@ -1212,20 +1218,32 @@ begin
     perform from affiliate.payout p where p.batch_id = b.batch_id order by p.payout_id for update;
     select m.result into map from affiliate.rail_map m where m.kind = b.kind;
 
-    -- A last line of totals, as in ours, is none of the items.
-    delete from affiliate.payout_result_row x where x.result_id = p_result_id and x.instruction like 'TOTAL%';
+    -- A last line of totals, as in ours, is none of the items; but it has to be right.
+    with totals as (
+        delete from affiliate.payout_result_row x where x.result_id = p_result_id and x.instruction ~* '^total' returning x.line, x.amount
+    )
+    select string_agg(format('line %s says %s, the lines before it are %s', t.line + 1, t.amount, s.total), '; ' order by t.line)
+      into wrong
+      from totals t
+     cross join (select coalesce(sum(affiliate.file_amount(y.amount)), 0) as total
+                   from affiliate.payout_result_row y
+                  where y.result_id = p_result_id and y.instruction !~* '^total') s
+     where affiliate.file_amount(t.amount) is distinct from s.total;
+    if wrong is not null then
+        perform affiliate.problem(409, 'result_amounts', 'Nothing was applied: the total is wrong: ' || left(wrong, 1000));
+    end if;
     update affiliate.payout_result_row x
        set payout_id = p.payout_id
       from affiliate.payout p
      where x.result_id = p_result_id and p.batch_id = b.batch_id and affiliate.instruction(p) = x.instruction;
 
-    select string_agg(x.line + 1 || ': ' || x.amount || ' instead of ' || affiliate.amount_text(p.amount_minor - p.tax_minor, k.decimals), '; ' order by x.line)
+    select string_agg(x.line + 1 || ': ' || coalesce(nullif(x.amount, ''), 'nothing') || ' instead of ' || affiliate.amount_text(p.amount_minor - p.tax_minor, k.decimals), '; ' order by x.line)
       into wrong
       from affiliate.payout_result_row x
       join affiliate.payout p using (payout_id)
       join affiliate.currency k on k.currency = p.currency
      where x.result_id = p_result_id
-       and replace(x.amount, ',', '') is distinct from affiliate.amount_text(p.amount_minor - p.tax_minor, k.decimals);
+       and affiliate.file_amount(x.amount) is distinct from affiliate.amount_text(p.amount_minor - p.tax_minor, k.decimals)::numeric;
     if wrong is not null then
         perform affiliate.problem(409, 'result_amounts', 'Nothing was applied: amounts differ in line ' || left(wrong, 1000));
     end if;
