@@ -213,17 +213,18 @@ comment on table affiliate.promotion is 'Where and how affiliates may say that t
 
 create table affiliate.payout_kind (
     kind            text primary key,
+    name            text not null,
     pattern         text not null,
     rule            text not null,
     needs_bank      boolean not null
 );
 
 insert into affiliate.payout_kind values
-    ('bank', '^[A-Za-z0-9-]{5,34}$', 'must be an account number, 5 to 34 letters and digits', true),
-    ('connectips', '^[A-Za-z0-9-]{5,34}$', 'must be an account number, 5 to 34 letters and digits', true),
-    ('esewa', '^9[0-9]{9}$', 'must be a mobile number of 10 digits, like 9841234567', false),
-    ('khalti', '^9[0-9]{9}$', 'must be a mobile number of 10 digits, like 9841234567', false),
-    ('ime_pay', '^9[0-9]{9}$', 'must be a mobile number of 10 digits, like 9841234567', false);
+    ('bank', 'Bank account', '^[A-Za-z0-9-]{5,34}$', 'must be an account number, 5 to 34 letters and digits', true),
+    ('connectips', 'connectIPS', '^[A-Za-z0-9-]{5,34}$', 'must be an account number, 5 to 34 letters and digits', true),
+    ('esewa', 'eSewa', '^9[0-9]{9}$', 'must be a mobile number of 10 digits, like 9841234567', false),
+    ('khalti', 'Khalti', '^9[0-9]{9}$', 'must be a mobile number of 10 digits, like 9841234567', false),
+    ('ime_pay', 'IME Pay', '^9[0-9]{9}$', 'must be a mobile number of 10 digits, like 9841234567', false);
 
 comment on table affiliate.payout_kind is 'Ways in which affiliates can be paid, and what an account looks like there';
 

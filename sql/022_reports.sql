@@ -1080,7 +1080,8 @@ as $$
                'amount', affiliate.amount_text(p.amount, k.decimals),
                'currency', p.currency,
                'order_no', case when p.cause_kind = 1 then p.cause_id end,
-               'release', case when p.cause_kind = 2 then p.cause_id end)
+               'release', case when p.cause_kind = 2 then p.cause_id end,
+               'payout', case when p.cause_kind = 3 then p.cause_id end)
            || case when p_actor.kind = 'affiliate' then '{}' else jsonb_build_object(
                'order', (select o.order_id from affiliate.order_fact o
                           where p.cause_kind = 1 and o.merchant_id = p.merchant_id and o.order_no = p.cause_id)) end

@@ -491,6 +491,26 @@ begin
 end
 $$;
 
+-- Tells the affiliates what became of payouts; of those of test mode there is nothing to tell.
+create function affiliate.notify_payouts(p_payouts bigint[], p_template text, p_reason text)
+returns void
+language sql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select affiliate.notify(a.user_id, p_template, jsonb_strip_nulls(jsonb_build_object(
+               'payout', p.payout_id, 'currency', p.currency, 'kind', y.name, 'account', affiliate.masked(p.account),
+               'amount', affiliate.amount_text(p.amount_minor, k.decimals), 'tax', affiliate.amount_text(p.tax_minor, k.decimals),
+               'net', affiliate.amount_text(p.amount_minor - p.tax_minor, k.decimals), 'reason', p_reason)))
+      from affiliate.payout p
+      join affiliate.affiliate a using (affiliate_id)
+      join affiliate.payout_kind y using (kind)
+      join affiliate.currency k on k.currency = p.currency
+     where p.payout_id = any (p_payouts)
+       and p.livemode
+       and a.user_id is not null
+     order by p.payout_id
+$$;
+
 create function affiliate.request_payout(p_affiliate_id bigint, p_actor affiliate.actor, p_request jsonb)
 returns jsonb
 language plpgsql volatile
@@ -547,6 +567,7 @@ begin
     perform affiliate.draw_payout(made);
     perform affiliate.post_payouts(array[made.payout_id], 'freeze');
     perform affiliate.payout_state(array[made.payout_id], 'requested', p_actor.user_id, null);
+    perform affiliate.notify_payouts(array[made.payout_id], 'payout_requested', null);
     select * into made from affiliate.payout p where p.payout_id = made.payout_id;
     perform affiliate.record(p_actor, 'payout.request', 'payout', made.payout_id::text, null, affiliate.payout_json(made));
     return affiliate.payout_json(made) || jsonb_build_object('timeline', affiliate.payout_timeline(made.payout_id, false));
@@ -796,23 +817,10 @@ begin
         perform affiliate.count_batch(batch);
     end if;
     perform affiliate.record(p_actor, 'payout.reject', 'payout', p.payout_id::text, jsonb_build_object('state', p.state), '{"state": "rejected"}', why);
-    perform affiliate.notify(a.user_id, 'payout_rejected', affiliate.payout_notice(p) || jsonb_build_object('reason', why))
-       from affiliate.affiliate a where a.affiliate_id = p.affiliate_id and a.user_id is not null;
+    perform affiliate.notify_payouts(array[p.payout_id], 'payout_rejected', why);
     select * into p from affiliate.payout o where o.payout_id = p.payout_id;
     return affiliate.payout_row(p);
 end
-$$;
-
-create function affiliate.payout_notice(p affiliate.payout)
-returns jsonb
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select jsonb_build_object('payout', p.payout_id, 'amount', affiliate.amount_text(p.amount_minor, k.decimals), 'currency', p.currency,
-                              'net', affiliate.amount_text(p.amount_minor - p.tax_minor, k.decimals),
-                              'tax', affiliate.amount_text(p.tax_minor, k.decimals), 'account', affiliate.masked(p.account), 'kind', p.kind)
-      from affiliate.currency k
-     where k.currency = p.currency
 $$;
 
 create function affiliate.propose_batch(p_actor affiliate.actor, p_request jsonb)
@@ -1050,10 +1058,9 @@ begin
             perform affiliate.post_payouts(p_payouts, case p_outcome when 'paid' then 'settle' else 'return' end);
         end if;
         perform affiliate.payout_state(p_payouts, p_outcome, p_user_id, p_reason);
-        perform affiliate.notify(a.user_id, 'payout_' || p_outcome, affiliate.payout_notice(p) || jsonb_build_object('reason', p_reason))
-           from affiliate.payout p
-           join affiliate.affiliate a using (affiliate_id)
-          where p.payout_id = any (p_payouts) and p_outcome <> 'unknown' and a.user_id is not null;
+        if p_outcome <> 'unknown' then
+            perform affiliate.notify_payouts(p_payouts, 'payout_' || p_outcome, p_reason);
+        end if;
     end if;
 end
 $$;
@@ -1339,8 +1346,7 @@ begin
     perform affiliate.post_payouts(array[p.payout_id], 'recall');
     perform affiliate.payout_state(array[p.payout_id], 'recalled', p_actor.user_id, why);
     perform affiliate.record(p_actor, 'payout.recall', 'payout', p.payout_id::text, '{"state": "paid"}', '{"state": "recalled"}', why);
-    perform affiliate.notify(a.user_id, 'payout_recalled', affiliate.payout_notice(p) || jsonb_build_object('reason', why))
-       from affiliate.affiliate a where a.affiliate_id = p.affiliate_id and a.user_id is not null;
+    perform affiliate.notify_payouts(array[p.payout_id], 'payout_recalled', why);
     select * into p from affiliate.payout o where o.payout_id = p.payout_id;
     return affiliate.payout_row(p);
 end
@@ -1381,7 +1387,8 @@ begin
                                         ('settle', p.state in ('paid', 'recalled')), ('recall', p.state = 'recalled')) v(verb, done)
                           cross join lateral affiliate.draw_legs(d, v.verb) l
                           where v.done) w
-     where t.moved <> w.wanted
+     where (p_since is null or exists (select from affiliate.payout_event e where e.payout_id = p.payout_id and e.at >= p_since))
+       and t.moved <> w.wanted
     union all
     select 'transfer has a payout', t.merchant_id, format('transfer 3/%s/%s/%s', t.cause_id, t.cause_revision, t.code), 'there is no such payout, part or step'
       from affiliate.transfer t

@@ -134,6 +134,10 @@ is($maker->get($batch)->{json}{state}, 'settled', 'the batch is settled');
 my $month = $t->value(q{select to_char(now() at time zone 'UTC', 'YYYY-MM')});
 is(join(' ', map { "$_->{amount} $_->{tax} $_->{net}" } $maker->pages("/admin/tax-register?month=$month")), '600.00 90.00 510.00', 'what was withheld');
 like($maker->get("/admin/tax-register?month=$month&format=csv")->{body}, qr/^.*\r\n.*,600\.00,15\.00,90\.00,510\.00,NPR,paid\r\n\z/, 'as a file');
+is(join(' ', map { "$_->{code} $_->{account} $_->{amount} $_->{payout}" } sort { $a->{code} cmp $b->{code} || $a->{amount} cmp $b->{amount} } grep { ($_->{payout} || 0) == $second } $asha->pages("/affiliate/statements/$month/lines")),
+    "payout_freeze payable -600.00 $second payout_freeze in_payout 600.00 $second payout_paid in_payout -510.00 $second payout_paid paid 510.00 $second payout_tax in_payout -90.00 $second", 'her statement names it');
+is($t->value("select string_agg(template || ' ' || coalesce(data ->> 'net', '-'), ', ' order by notice_id) from affiliate.notice where template like 'payout\\_%' and template <> 'payout_method_changed'"),
+    'payout_requested -, payout_requested -, payout_paid 510.00', 'and she was told');
 books('a payout was paid');
 
 # --- failed, recalled, and below zero ----------------------------------------------------------------------------------------

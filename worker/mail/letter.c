@@ -122,6 +122,29 @@ const struct letter letters[] = {
         "?Hello {person},\n\n"
         "The campaign \"{campaign_name}\" is suspended at {site}: its links do not work for the "
         "time being.\n\n?The reason: {reason}"},
+    {"payout_requested", NULL, NULL, "You asked for {amount} {currency}",
+        "?Hello {person},\n\n"
+        "A payout of {amount} {currency} to {kind} {account} was requested at {site}. People look "
+        "at it before it is paid.\n\n"
+        "If it was not you, cancel it, set a new password at once and get in touch with us."},
+    {"payout_paid", NULL, NULL, "{net} {currency} were paid to you",
+        "?Hello {person},\n\n"
+        "Your payout {payout} was paid to {kind} {account}: {amount} {currency}, less {tax} of tax "
+        "that was withheld, are {net} {currency}. The tax is shown in your payouts at {site}."},
+    {"payout_failed", NULL, NULL, "Your payout of {amount} {currency} failed",
+        "?Hello {person},\n\n"
+        "Your payout {payout} to {kind} {account} could not be paid. The {amount} {currency} are "
+        "payable again: look at the payout method at {site}, and ask for it once more.\n\n"
+        "?The reason: {reason}"},
+    {"payout_rejected", NULL, NULL, "Your payout of {amount} {currency} was rejected",
+        "?Hello {person},\n\n"
+        "Your payout {payout} to {kind} {account} was rejected at {site}. The {amount} {currency} "
+        "are payable again.\n\n?The reason: {reason}"},
+    {"payout_recalled", NULL, NULL, "Your payout of {amount} {currency} came back",
+        "?Hello {person},\n\n"
+        "Your payout {payout} to {kind} {account} was paid, but came back. The {amount} {currency} "
+        "are payable again: look at the payout method at {site}, and ask for it once more.\n\n"
+        "?The reason: {reason}"},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
