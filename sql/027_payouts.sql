@@ -448,17 +448,18 @@ as $$
     select p, p_state, p_user_id, p_reason from unnest(p_payouts) p order by p
 $$;
 
--- What is payable at each merchant, locked; below zero where more came back than was left.
+-- What is payable at each merchant, locked with what a payout moves besides, in the order of the key; below zero where more came
+-- back than was left.
 create function affiliate.lock_payable(p_affiliate_id bigint, p_livemode boolean, p_currency text)
-returns table (merchant_id bigint, balance bigint)
+returns table (merchant_id bigint, kind text, balance bigint)
 language sql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select a.merchant_id, (a.credits_minor - a.debits_minor)::bigint
+    select a.merchant_id, a.kind, (a.credits_minor - a.debits_minor)::bigint
       from affiliate.account a
-     where a.owner = 'affiliate' and a.kind = 'payable' and a.owner_id = p_affiliate_id
+     where a.owner = 'affiliate' and a.kind in ('in_payout', 'payable') and a.owner_id = p_affiliate_id
        and a.livemode = p_livemode and a.currency = p_currency
-     order by a.merchant_id
+     order by a.merchant_id, a.kind
        for update
 $$;
 
@@ -476,7 +477,8 @@ declare
 begin
     select * into k from affiliate.currency c where c.currency = p.currency;
     select array_agg(x.merchant_id), array_agg(x.balance), coalesce(sum(x.balance), 0) into merchants, balances, available
-      from affiliate.lock_payable(p.affiliate_id, p.livemode, p.currency) x;
+      from affiliate.lock_payable(p.affiliate_id, p.livemode, p.currency) x
+     where x.kind = 'payable';
     if p.amount_minor > available then
         perform affiliate.refuse('amount', format('must not exceed what is payable, %s %s',
             affiliate.amount_text(greatest(available, 0)::bigint, k.decimals), p.currency));
