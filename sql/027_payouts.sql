@@ -171,6 +171,8 @@ create table affiliate.payout_event (
     primary key (payout_id, event_id)
 );
 
+create index payout_event_at on affiliate.payout_event (at, payout_id);
+
 create trigger immutable before update or delete on affiliate.payout_event
     for each row execute function affiliate.refuse_change();
 
@@ -204,66 +206,59 @@ insert into affiliate.payout_leg values
 
 comment on table affiliate.payout_leg is 'From where to where each step of a payout moves its money';
 
-create function affiliate.payout_owner(p_kind text)
-returns text
+create function affiliate.leg_amount(p_of text, p_amount_minor bigint, p_tax_minor bigint)
+returns bigint
 language sql immutable parallel safe
-return case when p_kind = 'tds_payable' then 'platform' else 'affiliate' end;
-
--- What a step moves of one merchant's part.
-create function affiliate.draw_legs(d affiliate.payout_draw, p_verb text)
-returns table (code smallint, debit text, credit text, amount_minor bigint)
-language sql stable
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-    select l.code, l.debit, l.credit, m.amount
-      from affiliate.payout_leg l
-     cross join lateral (select case l.of when 'amount' then d.amount_minor
-                                          when 'tax' then coalesce(d.tax_minor, 0)
-                                          else d.amount_minor - coalesce(d.tax_minor, 0) end) m(amount)
-     where l.verb = p_verb
-       and m.amount > 0
-$$;
+return case p_of when 'amount' then p_amount_minor when 'tax' then coalesce(p_tax_minor, 0) else p_amount_minor - coalesce(p_tax_minor, 0) end;
 
 -- Moves the money of payouts that the caller has locked, each by its next step.
 create function affiliate.post_payouts(p_payouts bigint[], p_verb text)
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
+set enable_nestloop = off
+set enable_mergejoin = off
 set jit = off
 as $$
 begin
     perform affiliate.work_tables();
     perform affiliate.work_clear('account_change', 'account_changed');
-    update affiliate.payout set step = step + 1 where payout_id = any (p_payouts);
+    if to_regclass('pg_temp.payout_move') is null then
+        create temp table payout_move (
+            merchant_id bigint, payout_id bigint, step integer, livemode boolean, currency text, code smallint, amount_minor bigint,
+            debit text, debit_owner text, debit_id bigint, credit text, credit_owner text, credit_id bigint) on commit delete rows;
+    end if;
+    perform affiliate.work_clear('payout_move');
+
+    with stepped as (
+        update affiliate.payout set step = step + 1 where payout_id = any (p_payouts)
+        returning payout_id, affiliate_id, livemode, currency, step
+    )
+    insert into pg_temp.payout_move
+    select d.merchant_id, p.payout_id, p.step, p.livemode, p.currency, l.code, affiliate.leg_amount(l.of, d.amount_minor, d.tax_minor),
+           l.debit, case l.debit when 'tds_payable' then 'platform' else 'affiliate' end, case l.debit when 'tds_payable' then 0 else p.affiliate_id end,
+           l.credit, case l.credit when 'tds_payable' then 'platform' else 'affiliate' end, case l.credit when 'tds_payable' then 0 else p.affiliate_id end
+      from stepped p
+      join (select * from affiliate.payout_draw x where x.payout_id = any (p_payouts)) d using (payout_id)
+     cross join affiliate.payout_leg l
+     where l.verb = p_verb
+       and affiliate.leg_amount(l.of, d.amount_minor, d.tax_minor) > 0;
 
     insert into pg_temp.account_change
-    select g.merchant_id, g.livemode, g.currency, side.owner, side.kind, side.owner_id, side.debit, side.credit
-      from (select d.merchant_id, p.livemode, p.currency, p.affiliate_id, l.debit, l.credit, sum(l.amount_minor) as amount
-              from affiliate.payout p
-              join affiliate.payout_draw d using (payout_id)
-             cross join lateral affiliate.draw_legs(d, p_verb) l
-             where p.payout_id = any (p_payouts)
-             group by d.merchant_id, p.livemode, p.currency, p.affiliate_id, l.debit, l.credit) g
-     cross join lateral (values
-               (affiliate.payout_owner(g.debit), g.debit, case when g.debit <> 'tds_payable' then g.affiliate_id else 0 end, g.amount, 0),
-               (affiliate.payout_owner(g.credit), g.credit, case when g.credit <> 'tds_payable' then g.affiliate_id else 0 end, 0, g.amount)
-           ) as side(owner, kind, owner_id, debit, credit);
+    select m.merchant_id, m.livemode, m.currency, m.debit_owner, m.debit, m.debit_id, m.amount_minor, 0 from pg_temp.payout_move m
+     union all
+    select m.merchant_id, m.livemode, m.currency, m.credit_owner, m.credit, m.credit_id, 0, m.amount_minor from pg_temp.payout_move m;
 
     perform affiliate.post_accounts();
 
     insert into affiliate.transfer
            (merchant_id, cause_id, cause_revision, cause_kind, code, debit_account, credit_account, amount_minor, livemode, currency)
-    select d.merchant_id, p.payout_id, p.step, 3, l.code, da.account_id, ca.account_id, l.amount_minor, p.livemode, p.currency
-      from affiliate.payout p
-      join affiliate.payout_draw d using (payout_id)
-     cross join lateral affiliate.draw_legs(d, p_verb) l
-      join pg_temp.account_changed da
-        on da.merchant_id = d.merchant_id and da.livemode = p.livemode and da.currency = p.currency and da.kind = l.debit
-       and da.owner_id in (p.affiliate_id, 0) and da.owner = affiliate.payout_owner(l.debit)
-      join pg_temp.account_changed ca
-        on ca.merchant_id = d.merchant_id and ca.livemode = p.livemode and ca.currency = p.currency and ca.kind = l.credit
-       and ca.owner_id in (p.affiliate_id, 0) and ca.owner = affiliate.payout_owner(l.credit)
-     where p.payout_id = any (p_payouts);
+    select m.merchant_id, m.payout_id, m.step, 3, m.code, d.account_id, c.account_id, m.amount_minor, m.livemode, m.currency
+      from pg_temp.payout_move m
+      join pg_temp.account_changed d on (d.merchant_id, d.livemode, d.currency, d.owner, d.kind, d.owner_id)
+                                      = (m.merchant_id, m.livemode, m.currency, m.debit_owner, m.debit, m.debit_id)
+      join pg_temp.account_changed c on (c.merchant_id, c.livemode, c.currency, c.owner, c.kind, c.owner_id)
+                                      = (m.merchant_id, m.livemode, m.currency, m.credit_owner, m.credit, m.credit_id);
 end
 $$;
 
@@ -1376,21 +1371,27 @@ begin
       left join (select payout_id, sum(amount_minor) as amount, sum(tax_minor) as tax from affiliate.payout_draw group by payout_id) d using (payout_id)
      where (p.amount_minor, p.tax_minor) is distinct from (d.amount, d.tax)
     union all
-    select 'payout stands where its state says', d.merchant_id, 'payout ' || p.payout_id,
-           format('%s: moved %s, should have moved %s', p.state, t.moved, w.wanted)
-      from affiliate.payout p
-      join affiliate.payout_draw d using (payout_id)
-     cross join lateral (select coalesce(jsonb_object_agg(x.code, x.amount), '{}') as moved
-                           from (select t.code, sum(t.amount_minor) as amount from affiliate.transfer t
-                                  where t.merchant_id = d.merchant_id and t.cause_kind = 3 and t.cause_id = p.payout_id
-                                  group by t.code) x) t
-     cross join lateral (select coalesce(jsonb_object_agg(l.code, l.amount_minor), '{}') as wanted
-                           from (values ('freeze', true), ('return', p.state in ('rejected', 'cancelled', 'failed')),
-                                        ('settle', p.state in ('paid', 'recalled')), ('recall', p.state = 'recalled')) v(verb, done)
-                          cross join lateral affiliate.draw_legs(d, v.verb) l
-                          where v.done) w
-     where (p_since is null or exists (select from affiliate.payout_event e where e.payout_id = p.payout_id and e.at >= p_since))
-       and t.moved <> w.wanted
+    select 'payout stands where its state says', coalesce(w.merchant_id, t.merchant_id), 'payout ' || coalesce(w.payout_id, t.payout_id),
+           format('%s: %s moved %s, should have moved %s', w.state, c.name, coalesce(t.amount, 0), coalesce(w.amount, 0))
+      from (select d.merchant_id, p.payout_id, p.state, l.code, affiliate.leg_amount(l.of, d.amount_minor, d.tax_minor)::numeric as amount
+              from affiliate.payout p
+              join affiliate.payout_draw d using (payout_id)
+              join affiliate.payout_leg l
+                on case l.verb when 'freeze' then true
+                               when 'return' then p.state in ('rejected', 'cancelled', 'failed')
+                               when 'settle' then p.state in ('paid', 'recalled')
+                               else p.state = 'recalled' end
+             where affiliate.leg_amount(l.of, d.amount_minor, d.tax_minor) > 0
+               and (p_since is null or p.payout_id in (select e.payout_id from affiliate.payout_event e where e.at >= p_since))) w
+      full join (select t.merchant_id, t.cause_id as payout_id, t.code, sum(t.amount_minor) as amount
+                   from affiliate.transfer t
+                  where t.cause_kind = 3
+                    and (p_since is null or (t.merchant_id, t.cause_id) in (select d.merchant_id, d.payout_id from affiliate.payout_event e
+                                                                             join affiliate.payout_draw d using (payout_id) where e.at >= p_since))
+                  group by 1, 2, 3) t
+        on t.merchant_id = w.merchant_id and t.payout_id = w.payout_id and t.code = w.code
+      left join affiliate.transfer_code c on c.code = coalesce(w.code, t.code)
+     where w.amount is distinct from t.amount
     union all
     select 'transfer has a payout', t.merchant_id, format('transfer 3/%s/%s/%s', t.cause_id, t.cause_revision, t.code), 'there is no such payout, part or step'
       from affiliate.transfer t
