@@ -251,14 +251,21 @@ begin
 
     perform affiliate.post_accounts();
 
+    -- One account after the other, as in post_releases().
+    with debited as materialized (
+        select m.*, d.account_id as debit_account
+          from pg_temp.payout_move m
+          join pg_temp.account_changed d
+            on d.merchant_id = m.merchant_id and d.livemode = m.livemode and d.currency = m.currency
+           and d.owner = m.debit_owner and d.kind = m.debit and d.owner_id = m.debit_id
+    )
     insert into affiliate.transfer
            (merchant_id, cause_id, cause_revision, cause_kind, code, debit_account, credit_account, amount_minor, livemode, currency)
-    select m.merchant_id, m.payout_id, m.step, 3, m.code, d.account_id, c.account_id, m.amount_minor, m.livemode, m.currency
-      from pg_temp.payout_move m
-      join pg_temp.account_changed d on (d.merchant_id, d.livemode, d.currency, d.owner, d.kind, d.owner_id)
-                                      = (m.merchant_id, m.livemode, m.currency, m.debit_owner, m.debit, m.debit_id)
-      join pg_temp.account_changed c on (c.merchant_id, c.livemode, c.currency, c.owner, c.kind, c.owner_id)
-                                      = (m.merchant_id, m.livemode, m.currency, m.credit_owner, m.credit, m.credit_id);
+    select m.merchant_id, m.payout_id, m.step, 3, m.code, m.debit_account, c.account_id, m.amount_minor, m.livemode, m.currency
+      from debited m
+      join pg_temp.account_changed c
+        on c.merchant_id = m.merchant_id and c.livemode = m.livemode and c.currency = m.currency
+       and c.owner = m.credit_owner and c.kind = m.credit and c.owner_id = m.credit_id;
 end
 $$;
 

@@ -39,7 +39,7 @@ begin
     perform affiliate.conversion_stage();
     for part in 0 .. (items * 3 - 1) / 10000 loop
         truncate pg_temp.conversion_stage;
-        insert into affiliate.inbox (channel, spool_id, segment, sequence, records) values (2, 730000, 1, part, 10000);
+        insert into affiliate.inbox (channel, spool_id, segment, sequence, records) values (2, 730000, 1, part, least(10000, items * 3 - part * 10000));
         insert into pg_temp.conversion_stage
         select 730000, 1, part, n, merchant_id, true, 1, 0, 'ak_live_bench', 'bench-' || n, '\x00112233445566778899aabbccddeeff', now(), null,
                click_id, 'B-' || n, 2, 0, amount, 'NPR', null, null, null, null, null, null
