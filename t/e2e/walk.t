@@ -403,6 +403,86 @@ is(numbers($asha->get('/affiliate/wallet')), 'NPR 0.00 432.00', 'the wallet: wha
 ($code, $out) = $t->cli('audit');
 is($code, 0, 'and the books are right') or diag($out);
 
+# --- money out -------------------------------------------------------------------------------------------------------------------
+
+{
+    my ($p, $batches) = ('/affiliate/payouts', '/admin/payout-batches');
+    my $ask = sub { return $asha->post($p, { amount => $_[0], currency => 'NPR' }) };
+    $t->write($t->path('password'), "another admin's pass phrase\n");
+    $t->cli(qw(user create --email second@network.example --name Second --admin true --password-file), $t->path('password'));
+    my $second = $t->client;
+    is(problem($second->login('second@network.example', 'another admin\'s pass phrase')), 201, 'a second reviewer');
+
+    refused($ask->('200'), '409 cool_off', 'to an account that is three days new');
+    $t->psql(q{update affiliate.payout_policy set cool_off = '0', minimum_minor = 10000});
+    refused($ask->('99.99'), '422 invalid_field', 'below the minimum');
+    refused($ask->('432.01'), '422 invalid_field', 'more than is payable');
+    is($asha->put('/affiliate/tax-profile', { pan => '301234567', vat_registered => JSON::PP::false })->{json}{pan}, '301234567', 'her PAN');
+    is($asha->get('/affiliate/tax-profile')->{json}{vat_registered}, JSON::PP::false, 'no VAT');
+    my $payout = $ask->('200')->{json}{payout};
+    like(letter('asha@rai.example', qr/You asked for 200\.00 NPR/)->{text}, qr/If it was not you/, 'which a letter tells her');
+    is($asha->post("$p/$payout/cancel")->{json}{state}, 'cancelled', 'taken back');
+    $payout = $ask->('150')->{json}{payout};
+    is($admin->post("/admin/payouts/$payout/reject", { reason => 'Whose account is it?' })->{json}{state}, 'rejected', 'rejected');
+    like(letter('asha@rai.example', qr/was rejected/)->{text}, qr/Whose account is it\?/, 'with a reason');
+
+    my $batch = sub {
+        my $b = $admin->post($batches, { kind => 'bank', currency => 'NPR' })->{json};
+        return ("$batches/$b->{batch}", $b);
+    };
+    my $send = sub {
+        my ($path) = @_;
+        is($admin->post("$path/propose")->{json}{state}, 'proposed', 'a batch is proposed');
+        refused($admin->post("$path/approve"), '403 second_person', 'by whoever made it');
+        is($second->post("$path/approve")->{json}{state}, 'approved', 'and approved by the second person');
+        is($admin->post("$path/export")->{json}{state}, 'processing', 'its file is made');
+    };
+    $payout = $ask->('200')->{json}{payout};
+    my ($path, $b) = $batch->();
+    is($admin->post("$path/remove", { payout => $payout })->{json}{items}, 0, 'taken out of a batch');
+    is($admin->post("$path/reject", { reason => 'Nothing in it' })->{json}{state}, 'rejected', 'which is given up');
+    ($path, $b) = $batch->();
+    is("$b->{amount} $b->{tax} $b->{net}", '200.00 30.00 170.00', '15 % are withheld');
+    $send->($path);
+    like($admin->get("$path/file")->{body}, qr/^AP$payout,Nabil,,0123456789,Asha Rai,170\.00,NPR,/m, 'a line for the bank');
+    my $answer = sub { return $admin->post("$path/results", undef, raw => "Reference,Amount,Status,Transaction Id\r\n$_[0]", type => 'text/csv') };
+    refused($answer->("AP$payout,200.00,PAID,B1\r\n"), '409 result_amounts', 'an answer about another amount');
+    is($answer->("AP$payout,170.00,IN CLEARING,\r\n")->{json}{unknown}, 1, 'an answer that says neither');
+    is($asha->get("$p/$payout")->{json}{state}, 'unknown', 'nobody knows, and nothing is sent again');
+    is($second->post("/admin/payouts/$payout/resolve", { outcome => 'failed', reason => 'The bank sent it back.' })->{json}{state}, 'failed', 'a person finds out');
+    $payout = $ask->('232')->{json}{payout};
+    ($path) = $batch->();
+    $send->($path);
+    my $said = $answer->("AP$payout,197.20,Success,B2\r\nTOTAL 1,197.20,,\r\n")->{json};
+    is($said->{paid}, 1, 'paid');
+    is(join(' ', map { $_->{verdict} } $admin->pages("$path/results/$said->{result}/rows")), 'paid', 'line by line');
+    is(scalar($admin->pages("$path/results")), 1, 'answers are kept');
+    is($second->post("/admin/payouts/$payout/recall", { reason => 'The account is closed.' })->{json}{state}, 'recalled', 'it comes back');
+    is(($asha->pages('/affiliate/wallet'))[0]{payable}, '432.00', 'and all of it is payable');
+    $payout = $ask->('432')->{json}{payout};
+    ($path) = $batch->();
+    $send->($path);
+    $answer->("AP$payout,367.20,Success,B3\r\n");
+    is($admin->get($path)->{json}{state}, 'settled', 'the batch is settled');
+    is(join(' ', @{ ($asha->pages('/affiliate/wallet'))[0] }{qw(payable in_payout paid)}), '0.00 0.00 367.20', 'now she is paid');
+    like(letter('asha@rai.example', qr/367\.20 NPR were paid/)->{text}, qr/64\.80 of tax/, 'which a letter tells her');
+    is(join(' ', map { "$_->{affiliate_name} $_->{pan} $_->{tax}" } grep { $_->{state} eq 'paid' } $admin->pages("/admin/tax-register?month=$month")), 'Asha reviews 301234567 64.80', 'the tax of the month');
+    is(scalar($asha->pages($p)), 5, 'her payouts');
+    is(scalar($admin->pages("/admin/payouts?affiliate=$asha_id&state=paid")), 1, 'and the network\'s');
+    is(scalar($admin->pages("$batches?kind=bank")), 4, 'batches');
+    is($admin->get("/admin/payouts/$payout")->{json}{draws}[0]{merchant}, $shop, 'whose money it was');
+    is($admin->patch('/admin/rail-maps/bank', { totals => JSON::PP::false })->{json}{totals}, JSON::PP::false, 'what a bank\'s file looks like');
+    is(scalar($admin->pages('/admin/rail-maps')), 5, 'rail by rail');
+
+    # What was paid and is refunded then is taken off what comes next.
+    is(problem($manager->post("$m/orders/by-hand/return", { reason => $reason })), 200, 'an order comes back that was paid for');
+    $t->wait_until('below zero', sub { ($asha->pages('/affiliate/wallet'))[0]{payable} eq '-120.00' });
+    is(($asha->pages('/affiliate/wallet'))[0]{payable}, '-120.00', 'she is below zero');
+    refused($ask->('100'), '422 invalid_field', 'nothing is paid then');
+}
+($code, $out) = $t->cli('audit');
+is($code, 0, 'and the books are right') or diag($out);
+
 # --- suspension, and the end ---------------------------------------------------------------------------------------------------
 
 for (["/admin$m", $link->{short_url}], ["/admin/affiliates/$asha_id", $link->{short_url}]) {
