@@ -186,7 +186,20 @@ earn('7000.00', test => 1);
 $r = $asha->post("$p?livemode=false", { amount => '700', %npr });
 is("$r->{status} $r->{json}{livemode}", '201 0', 'in test mode') or diag $r->{raw};
 refused($maker->post($batches, { kind => 'esewa', %npr }), '409 nothing_requested', 'which no live batch has');
-is($maker->post("$batches?livemode=false", { kind => 'esewa', %npr })->{json}{reference} =~ /^T/ ? 1 : 0, 1, 'a test batch says so');
+{
+    my $test = '?livemode=false';
+    my $b = $maker->post("$batches$test", { kind => 'esewa', %npr })->{json};
+    my $path = "$batches/$b->{batch}";
+    like($b->{reference}, qr/^T/, 'a test batch says so');
+    refused($maker->get($path), '404 not_found', 'in live mode it is not there');
+    $maker->post("$path/propose$test");
+    is($checker->post("$path/approve$test")->{json}{state}, 'approved', 'it takes two people, too');
+    $maker->post("$path/export$test");
+    like($maker->get("$path/file$test")->{body}, qr/^TP$r->{json}{payout},/m, 'its lines say so');
+    is($maker->post("$path/results$test", undef, raw => $header . "TP$r->{json}{payout},595.00,PAID,,\r\n", type => 'text/csv')->{json}{paid}, 1, 'and so does its answer');
+    is(join(' ', map { "$_->{payable} $_->{paid}" } $asha->pages("/affiliate/wallet$test")), '0.00 595.00', 'paid, in test mode');
+    is($t->value(q{select count(*) from affiliate.notice where (data ->> 'payout')::bigint = } . $r->{json}{payout}), 0, 'without letters');
+}
 refused($maker->patch('/admin/rail-maps/esewa', { columns => [['Ref', 'instruction'], ['Who', 'password']] }), '422 invalid_field', 'a map of what is not there');
 refused($maker->patch('/admin/rail-maps/esewa', { columns => [['Ref', 'instruction']] }), '422 invalid_field', 'a map without the amount');
 is(problem($maker->patch('/admin/rail-maps/esewa', { columns => [['Ref', 'instruction'], ['NPR', 'net'], ['Type', '=COMMISSION']], totals => JSON::PP::false })), 200, 'a map as the wallet wants it');
