@@ -1201,6 +1201,14 @@ returns numeric
 language sql immutable parallel safe
 return case when p_text ~ '^[0-9][0-9,]{0,24}([.][0-9]{1,4})?$' then replace(p_text, ',', '')::numeric end;
 
+-- What a rail's word means, by its map.
+create function affiliate.result_outcome(p_map jsonb, p_status text)
+returns text
+language sql immutable parallel safe
+return case when exists (select from jsonb_array_elements_text(p_map -> 'paid') w where lower(w) = lower(p_status)) then 'paid'
+            when exists (select from jsonb_array_elements_text(p_map -> 'failed') w where lower(w) = lower(p_status)) then 'failed'
+            else 'unknown' end;
+
 -- Applies an answer as a whole, or refuses it: each line's amount has to be the payout's, and none may come twice. Lines of
 -- nobody's stay visible as unmatched, as do those that contradict what is settled. Sent again, it changes nothing.
 create function affiliate.apply_result(p_actor affiliate.actor, p_result_id bigint, p_lines bigint)
@@ -1266,18 +1274,14 @@ begin
     end if;
 
     update affiliate.payout_result_row x
-       set verdict = case
-               when x.payout_id is null then 'unmatched'
-               when p.state in ('processing', 'unknown') and said.outcome = 'unknown' and p.state = 'unknown' then 'unchanged'
-               when p.state in ('processing', 'unknown') then said.outcome
-               when p.state = said.outcome then 'unchanged'
-               else 'contradicts' end
-      from affiliate.payout_result_row y
-      left join affiliate.payout p using (payout_id)
-     cross join lateral (select case when lower(y.status) in (select lower(w) from jsonb_array_elements_text(map -> 'paid') w) then 'paid'
-                                     when lower(y.status) in (select lower(w) from jsonb_array_elements_text(map -> 'failed') w) then 'failed'
-                                     else 'unknown' end) said(outcome)
-     where x.result_id = p_result_id and y.result_id = p_result_id and y.line = x.line;
+       set verdict = case when x.payout_id is null then 'unmatched' else (
+               select case when p.state = o.outcome then 'unchanged'
+                           when p.state in ('processing', 'unknown') then o.outcome
+                           else 'contradicts' end
+                 from affiliate.payout p
+                cross join affiliate.result_outcome(map, x.status) o(outcome)
+                where p.payout_id = x.payout_id) end
+     where x.result_id = p_result_id;
 
     update affiliate.payout p
        set rail_reference = coalesce(x.rail_reference, p.rail_reference)
