@@ -1021,7 +1021,8 @@ as $$
      where r.kind = b.kind
 $$;
 
--- Makes the file, once; from then on the money is on its way, and only an answer or a person says what became of it.
+-- Makes the file, once, unless each payout is paid by hand; from then on the money is on its way, and only an answer or a person says
+-- what became of it.
 create function affiliate.export_batch(p_actor affiliate.actor, p_request jsonb)
 returns jsonb
 language plpgsql volatile
@@ -1035,7 +1036,7 @@ declare
 begin
     perform from affiliate.payout p where p.batch_id = b.batch_id order by p.payout_id for update;
     chosen := array(select p.payout_id from affiliate.payout p where p.batch_id = b.batch_id order by p.payout_id);
-    made := affiliate.batch_file(b);
+    made := case when b.provider <> 'manual' then affiliate.batch_file(b) end;
     perform affiliate.payout_state(chosen, 'processing', p_actor.user_id, null);
     update affiliate.payout_batch x
        set state = 'processing', exported_at = now(), file = made, file_sha256 = encode(sha256(convert_to(made, 'UTF8')), 'hex')
@@ -1747,7 +1748,8 @@ begin
     perform affiliate.check_request(p_request, '{batch}');
     b := affiliate.find_batch(p_actor, p_request);
     if b.file is null then
-        perform affiliate.problem(409, 'batch_state', format('The file is not made yet: the batch is %s.', b.state));
+        perform affiliate.problem(409, 'batch_state', case when b.provider = 'manual' then 'This batch is paid by hand: it has no file.'
+                                                           else format('The file is not made yet: the batch is %s.', b.state) end);
     end if;
     return next jsonb_build_object('_type', 'text/csv; charset=utf-8', '_name', b.reference || '.csv', '_content', b.file);
 end

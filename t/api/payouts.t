@@ -176,12 +176,29 @@ is(wallet(), '-1400.00 0.00 2040.00', 'below zero');
 refused($asha->post($p, { amount => '500', %npr }), '422 invalid_field', 'then nothing is paid');
 books('below zero');
 
+# --- by hand -----------------------------------------------------------------------------------------------------------------------
+
+earn('30000.00');
+{
+    my $made = $asha->post($p, { amount => '1000.00', %npr })->{json}{payout};
+    my $path = "$batches/" . $maker->post($batches, { kind => 'esewa', %npr, provider => 'manual' })->{json}{batch};
+    refused($maker->post($batches, { kind => 'esewa', %npr, provider => 'carrier pigeon' }), '422 invalid_field', 'another provider');
+    $maker->post("$path/propose");
+    $checker->post("$path/approve");
+    is($maker->post("$path/export")->{json}{sha256}, undef, 'a batch that is paid by hand');
+    refused($maker->get("$path/file"), '409 batch_state', 'has no file');
+    $r = $maker->post("/admin/payouts/$made/resolve", { outcome => 'paid', reason => 'Paid in the app', rail_reference => 'E-55' });
+    is("$r->{json}{state} $r->{json}{rail_reference}", 'paid E-55', 'each payout is told');
+    is($maker->get($path)->{json}{state}, 'settled', 'until all are');
+    books('paid by hand');
+}
+
 # --- rejected, test mode, maps ---------------------------------------------------------------------------------------------------
 
 earn('20000.00');
 my $fourth = $asha->post($p, { amount => '500', %npr })->{json}{payout};
 is($maker->post("/admin/payouts/$fourth/reject", { reason => 'Prove your name first.' })->{json}{state}, 'rejected', 'rejected');
-is(wallet(), '600.00 0.00 2040.00', 'and back');
+is(wallet(), '2600.00 0.00 2890.00', 'and back');
 earn('7000.00', test => 1);
 $r = $asha->post("$p?livemode=false", { amount => '700', %npr });
 is("$r->{status} $r->{json}{livemode}", '201 0', 'in test mode') or diag $r->{raw};
@@ -210,8 +227,8 @@ $maker->post("$batch/propose");
 $checker->post("$batch/approve");
 $maker->post("$batch/export");
 like($maker->get("$batch/file")->{body}, qr/^Ref,NPR,Type\r\nAP\d+,510\.00,COMMISSION\r\n\z/, 'and a file like that');
-is(scalar($maker->pages('/admin/payouts?state=paid')), 1, 'payouts by state');
-is(scalar($asha->pages($p)), 6, 'hers');
+is(scalar($maker->pages('/admin/payouts?state=paid')), 2, 'payouts by state');
+is(scalar($asha->pages($p)), 7, 'hers');
 cmp_ok(scalar($maker->pages("$batches?state=settled")), '>=', 2, 'batches by state');
 books('at the end');
 
