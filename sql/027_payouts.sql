@@ -727,6 +727,7 @@ declare
           join affiliate.affiliate a using (affiliate_id)
          where p.state = 'requested' and p.kind = b.kind and p.livemode = b.livemode and p.currency = b.currency
            and a.state = 'approved'
+           and affiliate.provider_takes(b.provider, p)
            and (p_payouts is null or p.payout_id = any (p_payouts))
          order by p.requested_at, p.payout_id
          limit most - b.items);
@@ -735,7 +736,7 @@ begin
     -- Looked at again: cancelled meanwhile, or in another's batch.
     chosen := array(select p.payout_id from affiliate.payout p where p.payout_id = any (chosen) and p.state = 'requested' order by p.payout_id);
     if p_payouts is not null and (select count(distinct u) from unnest(p_payouts) u) <> cardinality(chosen) then
-        perform affiliate.refuse('payouts', 'must be requested ones of this kind, currency and mode, of affiliates that are approved, and no more than fit; wrong: '
+        perform affiliate.refuse('payouts', 'must be requested ones of this kind, currency and mode, of affiliates that are approved, that the provider takes, and no more than fit; wrong: '
             || (select string_agg(u::text, ', ' order by u) from unnest(p_payouts) u where u <> all (chosen)));
     end if;
     if cardinality(chosen) = 0 then
@@ -777,6 +778,7 @@ begin
     if b.batch_id is null then
         perform affiliate.refuse('currency', 'must be one that is paid out');
     end if;
+    perform affiliate.check_provider(b);
     perform affiliate.fill_batch(b, asked, p_actor.user_id);
     select * into b from affiliate.payout_batch x where x.batch_id = b.batch_id;
     perform affiliate.record(p_actor, 'payout_batch.create', 'payout_batch', b.batch_id::text, null, affiliate.payout_batch_json(b));
@@ -897,7 +899,8 @@ declare
     chosen bigint[];
 begin
     perform from affiliate.payout p where p.batch_id = b.batch_id order by p.payout_id for update;
-    chosen := array(select p.payout_id from affiliate.payout p where p.batch_id = b.batch_id order by p.payout_id);
+    -- What a provider has refused already has failed, and stays.
+    chosen := array(select p.payout_id from affiliate.payout p where p.batch_id = b.batch_id and p.state <> 'failed' order by p.payout_id);
     perform affiliate.take_from_batch(chosen, 'requested', p_actor.user_id, null);
     perform affiliate.count_batch(b.batch_id);
     update affiliate.payout_batch x set state = 'rejected', reason = why where x.batch_id = b.batch_id returning * into after;
@@ -1034,6 +1037,9 @@ declare
     made text;
     chosen bigint[];
 begin
+    if b.provider = 'npi' then
+        perform affiliate.problem(409, 'batch_state', 'This batch is handed to NPI by itself; there is no file to be made.');
+    end if;
     perform from affiliate.payout p where p.batch_id = b.batch_id order by p.payout_id for update;
     chosen := array(select p.payout_id from affiliate.payout p where p.batch_id = b.batch_id order by p.payout_id);
     made := case when b.provider <> 'manual' then affiliate.batch_file(b) end;
