@@ -145,6 +145,14 @@ $(MAIL_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(ASAN) $(PKG_CFLAGS) $< $(MAIL_ASAN) $(PROTOCOL_ASAN) -ljansson -lcrypto -lresolv -lcmocka -o $@
 
+# The same of the role payouts.
+PAYOUT_UNITS := npi_messages
+PAYOUT_ASAN  := $(PAYOUT_PURE_SRCS:%.c=$(BUILD)/asan/o/%.o) $(API_ASAN)
+
+$(PAYOUT_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(PAYOUT_ASAN) $(PROTOCOL_ASAN)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(ASAN) $(PKG_CFLAGS) $< $(PAYOUT_ASAN) $(PROTOCOL_ASAN) -ljansson -lcrypto -lm -lcmocka -o $@
+
 # The parts of the module that need nginx's headers, but no request.
 NGINX_CFLAGS = -std=gnu11 -D_GNU_SOURCE -O1 -g $(WARN) $(ASAN) $(addprefix -I$(NGINX_DIR)/src/,core event event/modules event/quic os/unix http \
     http/modules http/v2 http/v3) -I$(BUILD)/nginx -I. -Iprotocol
@@ -162,6 +170,7 @@ FUZZ_STREAM_IN := t/fuzz/daemon.h t/fuzz/postgres.h worker/clicks.c worker/conve
 FUZZ_SRCS_csv    := $(API_PURE_SRCS)
 FUZZ_SRCS_dump   := worker/dump.c worker/config.c $(FUZZ_STREAM) worker/redis.c
 FUZZ_SRCS_letter := $(API_PURE_SRCS) worker/mail/letter.c worker/mail/message.c
+FUZZ_SRCS_npi    := $(API_PURE_SRCS) worker/payout/npi_message.c
 FUZZ_SRCS_rows   := $(FUZZ_STREAM)
 FUZZ_SRCS_scgi   := $(API_PURE_SRCS)
 FUZZ_SRCS_stream := $(FUZZ_STREAM)
@@ -240,7 +249,7 @@ faults: all $(FICKLE) $(TOOLS)
 
 # --- house-keeping ----------------------------------------------------------------------------------------------
 
-FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] worker/mail/*.[ch] worker/site/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/lib/preload/*.c t/fault/*.c)
+FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] worker/mail/*.[ch] worker/site/*.[ch] worker/payout/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/lib/preload/*.c t/fault/*.c)
 
 format:
 	clang-format -i $(FORMATTED)

@@ -24,9 +24,10 @@ create table affiliate.payout_submission (
     next_at         timestamptz not null,
     tries           integer not null default 0,
     detail          text check (length(detail) <= 500),
+    sent            integer check (sent > 0),
     submitted_at    timestamptz,
     created_at      timestamptz not null default now(),
-    check ((state in ('submitting', 'submitted', 'unknown')) <= (submitted_at is not null))
+    check ((state in ('submitting', 'submitted', 'unknown')) <= (submitted_at is not null and sent is not null))
 );
 
 create trigger kept before delete on affiliate.payout_submission
@@ -34,6 +35,7 @@ create trigger kept before delete on affiliate.payout_submission
 
 comment on table affiliate.payout_submission is 'How far a batch is that a daemon hands to a provider';
 comment on column affiliate.payout_submission.next_at is 'When somebody may take it; who has taken it knows it by this very time';
+comment on column affiliate.payout_submission.sent is 'How many payouts went out: one alone goes by another way than several';
 comment on column affiliate.payout_submission.detail is 'What the provider said last';
 
 create table affiliate.payout_submission_item (
@@ -115,7 +117,7 @@ $$;
 -- The next batch whose time has come, the caller's own until `taken`; no row if there is none. step is submit (nothing was sent
 -- yet) or query (perhaps it was).
 create function affiliate.payout_submit_take(p_provider text, p_livemode boolean, p_lease interval)
-returns table (batch_id bigint, reference text, currency text, decimals smallint, step text, items jsonb, taken timestamptz)
+returns table (batch_id bigint, reference text, currency text, decimals smallint, step text, sent integer, items jsonb, taken timestamptz)
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
@@ -150,7 +152,7 @@ begin
     end if;
 
     return query
-        select b.batch_id, b.reference, b.currency, k.decimals, case s.state when 'checking' then 'submit' else 'query' end,
+        select b.batch_id, b.reference, b.currency, k.decimals, case s.state when 'checking' then 'submit' else 'query' end, s.sent,
                coalesce((select jsonb_agg(jsonb_build_object(
                              'instruction', affiliate.instruction(p), 'bank', p.bank, 'branch', p.branch, 'account', p.account,
                              'holder', p.holder, 'amount_minor', p.amount_minor - p.tax_minor, 'checked', i.payout_id is not null) order by p.payout_id)
@@ -251,7 +253,7 @@ begin
     perform affiliate.payout_state(chosen, 'processing', null, null);
     update affiliate.payout_batch b set state = 'processing', exported_at = now(), reason = null where b.batch_id = p_batch_id;
     update affiliate.payout_submission x
-       set state = 'submitting', submitted_at = now(), next_at = now() + p_lease, detail = null
+       set state = 'submitting', submitted_at = now(), sent = cardinality(chosen), next_at = now() + p_lease, detail = null
      where x.batch_id = p_batch_id
     returning next_at into mine;
     return mine;
@@ -272,7 +274,7 @@ begin
     perform affiliate.payout_state(chosen, 'approved', null, null);
     update affiliate.payout_submission_item i set sent_at = null where i.batch_id = p_batch_id;
     update affiliate.payout_batch b set state = 'approved', exported_at = null where b.batch_id = p_batch_id;
-    update affiliate.payout_submission x set state = 'checking', submitted_at = null where x.batch_id = p_batch_id;
+    update affiliate.payout_submission x set state = 'checking', submitted_at = null, sent = null where x.batch_id = p_batch_id;
 end
 $$;
 

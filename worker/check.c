@@ -4,6 +4,7 @@
 #include "worker/command.h"
 #include "worker/mail/mail.h"
 #include "worker/migrate.h"
+#include "worker/payout/provider.h"
 #include "worker/pg.h"
 #include "worker/redis.h"
 #include "worker/run.h"
@@ -312,6 +313,28 @@ check_mail(struct check *check)
     }
 }
 
+static void
+check_payouts(struct check *check)
+{
+    const struct config *config = check->config;
+    char said[CONFIG_ERROR_MAX * 2];
+
+    if (!config->npi.enabled) {
+        check_ok("npi is off: batches go out as files");
+        return;
+    }
+
+    check_secret(check, config->npi.client_password_file);
+    check_secret(check, config->npi.password_file);
+    check_secret(check, config->npi.pfx_file);
+    check_secret(check, config->npi.pfx_password_file);
+    if (npi_check(config, said, sizeof(said))) {
+        check_ok("%s", said);
+    } else {
+        check_failed(check, "%s", said);
+    }
+}
+
 int
 check_command(struct config *config, int argc, char **argv)
 {
@@ -331,6 +354,10 @@ check_command(struct config *config, int argc, char **argv)
 
     if (run_has_role(&config->run.roles, mail_role.name)) {
         check_mail(&check);
+    }
+
+    if (run_has_role(&config->run.roles, payouts_role.name)) {
+        check_payouts(&check);
     }
 
     check_redis(&check);

@@ -61,6 +61,8 @@ struct config_reader {
 
 static const char *const config_log_formats[] = {"plain", "json", NULL};
 static const char *const config_access_logs[] = {"off", "errors", "all", NULL};
+static const char *const config_switch[] = {"off", "on", NULL};
+static const char *const config_npi_modes[] = {"test", "live", NULL};
 static const char *const config_tls[] = {"required", "off", NULL};
 static const char *const config_log_levels[] = {"error", "warning", "info", "debug", NULL};
 
@@ -69,7 +71,7 @@ static const struct setting config_settings[] = {
         CONFIG_LIST_MAX, SETTING_LIST, false, NULL,
         "What this daemon does; each role is a thread with connections of its own. There are also "
         "api, "
-        "mail and sites."},
+        "mail, sites and payouts."},
     {"run", "consumer", AT(run.consumer), 0, "", 0, 128, SETTING_STRING, false, NULL,
         "Name in the consumer groups. Must stay the same over restarts and differ between daemons. "
         "Empty: the host's name."},
@@ -273,6 +275,53 @@ static const struct setting config_settings[] = {
     {"sites", "connect_to", AT(sites.connect_to), 0, "", 0, 64, SETTING_STRING, true, NULL,
         "For tests alone: address:port that every site is taken to be at, even if it is none of "
         "the internet's."},
+
+    {"npi", "enabled", AT(npi.enabled), 0, "off", 0, 0, SETTING_CHOICE, true, config_switch,
+        "Whether the role payouts hands batches to NPI, the interface of Nepal's clearing house. "
+        "Uncertified: made after the public specification."},
+    {"npi", "mode", AT(npi.mode), 0, "test", 0, 0, SETTING_CHOICE, true, config_npi_modes,
+        "Which payouts go there: those of test mode, or live ones."},
+    {"npi", "url", AT(npi.url), 0, "", 0, 511, SETTING_STRING, true, NULL,
+        "Where NPI is, as NCHL gives it: https://host, behind which /oauth/token and /api are."},
+    {"npi", "tls", AT(npi.tls), 0, "required", 0, 0, SETTING_CHOICE, true, config_tls,
+        "off lets a URL of the test environment be http://."},
+    {"npi", "ca_file", AT(npi.ca_file), 0, "", 0, PATH_MAX, SETTING_PATH, true, NULL,
+        "Certificates of authorities that NPI's is checked against. Empty: the system's."},
+    {"npi", "client", AT(npi.client), 0, "", 0, 256, SETTING_STRING, true, NULL,
+        "Name of the client, for a token. Empty: none."},
+    {"npi", "client_password_file", AT(npi.client_password_file), AT(npi.client_password), "", 0,
+        PATH_MAX, SETTING_SECRET, true, NULL,
+        "File that holds the client's password, or the name of a systemd credential."},
+    {"npi", "user", AT(npi.user), 0, "", 0, 256, SETTING_STRING, true, NULL,
+        "Login at NPI; orders are signed with it."},
+    {"npi", "password_file", AT(npi.password_file), AT(npi.password), "", 0, PATH_MAX,
+        SETTING_SECRET, true, NULL,
+        "File that holds the password, or the name of a systemd credential."},
+    {"npi", "pfx_file", AT(npi.pfx_file), 0, "", 0, PATH_MAX, SETTING_PATH, true, NULL,
+        "PFX file (PKCS #12) with the key that orders are signed with, or the name of a systemd "
+        "credential."},
+    {"npi", "pfx_password_file", AT(npi.pfx_password_file), AT(npi.pfx_password), "", 0, PATH_MAX,
+        SETTING_SECRET, true, NULL,
+        "File that holds its password, or the name of a systemd credential."},
+    {"npi", "debtor_bank", AT(npi.debtor_bank), 0, "", 0, 4, SETTING_STRING, true, NULL,
+        "Bank that is paid from: its code of four digits."},
+    {"npi", "debtor_branch", AT(npi.debtor_branch), 0, "1", 1, 4, SETTING_STRING, true, NULL,
+        "Its branch."},
+    {"npi", "debtor_account", AT(npi.debtor_account), 0, "", 0, 20, SETTING_STRING, true, NULL,
+        "The account that is paid from: the one of the bank's debit authorization letter."},
+    {"npi", "debtor_name", AT(npi.debtor_name), 0, "", 0, 140, SETTING_STRING, true, NULL,
+        "Whose account it is, as the bank has it."},
+    {"npi", "head_office", AT(npi.head_office), 0, "1", 1, 4, SETTING_STRING, true, NULL,
+        "Branch that is named for accounts whose owners name none."},
+    {"npi", "purpose", AT(npi.purpose), 0, "CUST", 4, 4, SETTING_STRING, true, NULL,
+        "Category purpose of batches of several payouts; one alone goes in real time, as ECPG."},
+    {"npi", "timeout", AT(npi.timeout), 0, "60s", SECOND, 10 * MINUTE, SETTING_DURATION, true, NULL,
+        "For one answer of NPI, with connecting. After that a batch that was sent is unknown, and "
+        "asked about."},
+    {"npi", "interval", AT(npi.interval), 0, "10s", 10, HOUR, SETTING_DURATION, true, NULL,
+        "How often batches are looked for that are due."},
+    {"npi", "pause", AT(npi.pause), 0, "1m", 10, HOUR, SETTING_DURATION, true, NULL,
+        "Before a batch is asked about for the first time, or tried again; it grows to an hour."},
 
     {"log", "format", AT(log.format), 0, "plain", 0, 0, SETTING_CHOICE, true, config_log_formats,
         "Form of a line."},

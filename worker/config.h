@@ -27,6 +27,11 @@ enum config_access_log {
     CONFIG_ACCESS_ALL,
 };
 
+enum config_npi_mode {
+    CONFIG_NPI_TEST,
+    CONFIG_NPI_LIVE,
+};
+
 enum config_tls {
     CONFIG_TLS_REQUIRED,
     CONFIG_TLS_OFF,
@@ -157,6 +162,32 @@ struct config {
         char *ca_file;
         char *connect_to;
     } sites;
+
+    struct {
+        int64_t enabled; /* 0, 1 */
+        int64_t mode;    /* enum config_npi_mode */
+        char *url;
+        int64_t tls; /* enum config_tls */
+        char *ca_file;
+        char *client;
+        char *client_password;
+        char *client_password_file;
+        char *user;
+        char *password;
+        char *password_file;
+        char *pfx_file;
+        char *pfx_password;
+        char *pfx_password_file;
+        char *debtor_bank;
+        char *debtor_branch;
+        char *debtor_account;
+        char *debtor_name;
+        char *head_office;
+        char *purpose;
+        int64_t timeout;
+        int64_t interval;
+        int64_t pause;
+    } npi;
 
     struct {
         int64_t format; /* enum log_format */

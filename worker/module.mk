@@ -6,6 +6,9 @@ API_PURE_SRCS := $(addprefix worker/api/, \
 # The same of the roles mail and sites.
 MAIL_PURE_SRCS := worker/mail/letter.c worker/mail/message.c worker/site/address.c worker/site/txt.c
 
+# The same of the role payouts.
+PAYOUT_PURE_SRCS := $(addprefix worker/payout/, npi_message.c sign.c)
+
 # Sources of affiliated, beside protocol/ and build/migrations.c (worker/migrations.sh sql/*.sql).
 
 WORKER_SRCS = \
@@ -21,6 +24,7 @@ WORKER_SRCS = \
 	worker/migrate.c \
 	worker/notify.c \
 	worker/partitions.c \
+	worker/payouts.c \
 	worker/pg.c \
 	worker/projection.c \
 	worker/redis.c \
@@ -33,4 +37,6 @@ WORKER_SRCS = \
 	$(addprefix worker/mail/, mail.c maildir.c settings.c smtp.c) \
 	$(addprefix worker/site/, dns.c https.c site.c) \
 	$(MAIL_PURE_SRCS) \
+	$(addprefix worker/payout/, npi.c npi_settings.c) \
+	$(PAYOUT_PURE_SRCS) \
 	$(sort $(wildcard worker/command_*.c worker/dump.c))

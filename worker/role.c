@@ -57,6 +57,10 @@ const struct counter_info counter_infos[COUNTERS] = {
     [COUNTER_UNDELIVERABLE] = {"undeliverable_total", "Mails that can't be delivered."},
     [COUNTER_CHECKED] = {"sites_checked_total", "Times that a merchant's site was looked at."},
     [COUNTER_PROVEN] = {"sites_proven_total", "Sites proven to be their merchant's."},
+    [COUNTER_SUBMITTED] = {"batches_submitted_total",
+        "Batches of payouts that went to the provider, or may have."},
+    [COUNTER_QUERIED] = {"batches_queried_total",
+        "Times that the provider was asked what became of a batch of payouts."},
     [COUNTER_FAILURES] = {"failures_total", "Times that work had to begin anew."},
     [GAUGE_LENGTH] = {"stream_entries", "Entries in the streams, the replay window included."},
     [GAUGE_LAG] = {"undelivered_entries", "Entries that no consumer has read yet."},
@@ -64,12 +68,15 @@ const struct counter_info counter_infos[COUNTERS] = {
     [GAUGE_OLDEST_MS] = {"oldest_age_seconds", "Age of the oldest entry that is not committed."},
     [GAUGE_WAITING] = {"waiting_mails", "Mails that were not sent yet."},
     [GAUGE_WAITING_S] = {"oldest_mail_seconds", "Age of the oldest mail that was not sent yet."},
+    [GAUGE_BATCHES] = {"payout_batches", "Batches of payouts that are on their way to a provider."},
+    [GAUGE_UNKNOWN_S] = {"oldest_unknown_batch_seconds",
+        "Age of the oldest batch of payouts of which nobody knows whether it was paid."},
 };
 
 _Static_assert(COUNTERS <= 64, "role_kind.counters is a 64-bit mask");
 
 const struct role_kind *const role_kinds[] = {&partitions_role, &clicks_role, &conversions_role,
-    &holds_role, &projection_role, &api_role, &mail_role, &sites_role, NULL};
+    &holds_role, &projection_role, &api_role, &mail_role, &sites_role, &payouts_role, NULL};
 
 static const char *const role_state_names[] = {"starting", "up", "down", "stopped"};
 

@@ -59,6 +59,8 @@ enum counter {
     COUNTER_UNDELIVERABLE,
     COUNTER_CHECKED,
     COUNTER_PROVEN,
+    COUNTER_SUBMITTED,
+    COUNTER_QUERIED,
     COUNTER_FAILURES,
 
     COUNTER_GAUGES,
@@ -68,6 +70,8 @@ enum counter {
     GAUGE_OLDEST_MS,
     GAUGE_WAITING,
     GAUGE_WAITING_S,
+    GAUGE_BATCHES,
+    GAUGE_UNKNOWN_S,
     COUNTERS,
 };
 
@@ -112,6 +116,7 @@ extern const struct role_kind clicks_role;
 extern const struct role_kind conversions_role;
 extern const struct role_kind holds_role;
 extern const struct role_kind mail_role;
+extern const struct role_kind payouts_role;
 extern const struct role_kind projection_role;
 extern const struct role_kind partitions_role;
 extern const struct role_kind sites_role;

@@ -2,7 +2,7 @@
 
 \ir support/people.psql
 
-select plan(77);
+select plan(78);
 
 insert into affiliate.person (user_id, email, name, password, verified_at, is_admin)
 values (900109, 'second@people.example', 'second', '$scrypt$fixture-second', now(), true);
@@ -54,7 +54,7 @@ as $$
 $$;
 
 -- What was taken last, and what is made of it.
-create temp table hand (batch_id bigint, reference text, currency text, decimals smallint, step text, items jsonb, taken timestamptz);
+create temp table hand (batch_id bigint, reference text, currency text, decimals smallint, step text, sent integer, items jsonb, taken timestamptz);
 create function pg_temp.take()
 returns text
 language sql
@@ -167,6 +167,7 @@ select is(affiliate.payout_submit_done((select batch_id from hand), 'submitted',
 select pg_temp.later() \g /dev/null
 select is(pg_temp.take(), 'query 1', 'whoever finds it asks');
 select is(pg_temp.states(), 'processing unknown | processing', 'nobody knows');
+select is((select sent from hand), 1, 'knowing how many went out');
 select is(pg_temp.done('later', 'no connection'), 'unknown', 'NPI can''t be asked');
 select is(pg_temp.states(), 'processing unknown | processing', 'which does not make it approved again');
 select pg_temp.later() \g /dev/null
