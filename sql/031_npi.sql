@@ -180,6 +180,12 @@ begin
       from jsonb_to_recordset(p_items) x (instruction text, verdict text, reference text)
      where p.batch_id = p_batch_id and affiliate.instruction(p) = x.instruction
        and p.state in ('processing', 'unknown') and x.verdict in ('settled', 'rejected') and x.reference <> '';
+    -- What was unknown for one reason may be it for another by now: a person has to know the last.
+    update affiliate.payout p
+       set reason = left(x.detail, 500)
+      from jsonb_to_recordset(p_items) x (instruction text, verdict text, detail text)
+     where p.batch_id = p_batch_id and affiliate.instruction(p) = x.instruction
+       and p.state = 'unknown' and x.verdict = 'unknown' and x.detail <> '' and p.reason <> left(x.detail, 500);
     perform affiliate.settle_payouts(array_agg(v.payout_id order by v.payout_id), v.outcome, null, v.why)
        from (select p.payout_id, o.outcome,
                     case when o.outcome <> 'paid' then left(coalesce(nullif(x.detail, ''), 'NPI gives no reason.'), 500) end as why

@@ -424,15 +424,15 @@ payouts_seen(struct payouts *payouts)
 {
     const struct config *config = payouts->role->config;
     char lasts[32], nothing[8];
+    int64_t lasts_ms;
     const char *values[] = {payouts->kind->name, payouts_mode(payouts), lasts};
 
     if (clock_monotonic_ms() < payouts->next_seen_ms) {
         return true;
     }
 
-    snprintf(lasts, sizeof(lasts), "%lld ms",
-        (long long) (3 * (PAYOUTS_SEEN_MS + config->npi.interval) +
-                     PAYOUTS_LEASE * config->npi.timeout));
+    lasts_ms = 3 * (PAYOUTS_SEEN_MS + config->npi.interval) + PAYOUTS_LEASE * config->npi.timeout;
+    snprintf(lasts, sizeof(lasts), "%lld ms", (long long) lasts_ms);
     payouts->next_seen_ms = clock_monotonic_ms() + PAYOUTS_SEEN_MS;
     return payouts_ask(payouts, "saying that a provider is there",
         "select affiliate.payout_provider_seen($1, $2::boolean, $3::interval)", 3, values, nothing,

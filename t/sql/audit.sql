@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(48);
+select plan(52);
 
 select pg_temp.click(1) \g /dev/null
 select pg_temp.stage(jsonb_build_object('order', n, 'status', 'approved', 'amount', 10000, 'key', 'k' || n,
@@ -98,7 +98,19 @@ insert into planted values
      'spans are their days'),
     ('insert into affiliate.click_campaign_span values (900001, true, 1, ''2026-01-01'', 900031, 1, 0, 0, 0, 0, 0)', 'spans are their days'),
     ('update affiliate.order_fact set reversed_minor = 5 where reversed_minor is not null', 'order remembers what was taken of it'),
-    ('update affiliate.hold set day = day + 1', 'hold is counted as its order is');
+    ('update affiliate.hold set day = day + 1', 'hold is counted as its order is'),
+    ('insert into affiliate.payout_batch (reference, kind, provider, livemode, currency, state, maker, checker) values (''B'', ''bank'', ''npi'', true, ''NPR'', ''processing'', 1, 2)',
+     'submission is where its batch is'),
+    ('with b as (insert into affiliate.payout_batch (reference, kind, provider, livemode, currency, state, maker, checker) values (''B'', ''bank'', ''csv'', true, ''NPR'', ''open'', 1, 2) '
+     'returning batch_id) insert into affiliate.payout_submission (batch_id, state, next_at) select batch_id, ''checking'', now() from b',
+     'only a batch of its own is submitted'),
+    ('with p as (insert into affiliate.payout (affiliate_id, livemode, currency, amount_minor, payout_method_id, kind, holder, account, state, batch_id, tax_minor) values '
+     '(900011, true, ''NPR'', 1, 1, ''bank'', ''A'', ''1'', ''requested'', null, null) returning payout_id) '
+     'insert into affiliate.payout_submission_item (batch_id, payout_id, sent_at) select 1, payout_id, now() from p',
+     'what was sent is on its way or decided'),
+    ('with b as (insert into affiliate.payout_batch (reference, kind, provider, livemode, currency, state, maker, checker) values (''B'', ''bank'', ''npi'', true, ''NPR'', ''processing'', 1, 2) '
+     'returning batch_id) insert into affiliate.payout (affiliate_id, livemode, currency, amount_minor, payout_method_id, kind, holder, account, state, batch_id, tax_minor) '
+     'select 900011, true, ''NPR'', 1, 1, ''bank'', ''A'', ''1'', ''processing'', batch_id, 0 from b', 'what is on its way was sent');
 
 select pg_temp.sees(damage, invariant) from planted;
 

@@ -2,7 +2,7 @@
 
 \ir support/people.psql
 
-select plan(78);
+select plan(80);
 
 insert into affiliate.person (user_id, email, name, password, verified_at, is_admin)
 values (900109, 'second@people.example', 'second', '$scrypt$fixture-second', now(), true);
@@ -175,6 +175,10 @@ select is(pg_temp.take(), 'query 1', 'asked again');
 select is(pg_temp.done('unknown', 'NPI does not know it'), 'unknown', 'no answer helps');
 select is(pg_temp.states(), 'processing unknown | unknown', 'the payout is unknown');
 select is(pg_temp.wallet(), '900000 100000 0', 'its money stays aside');
+select pg_temp.later() \g /dev/null
+select pg_temp.take() \g /dev/null
+select is(pg_temp.done('submitted', null, pg_temp.verdicts('unknown', 'The credit: 999')), 'submitted', 'asked again');
+select is((select state || ': ' || reason from affiliate.payout where batch_id = (pg_temp.batch()).batch_id), 'unknown: The credit: 999', 'it is unknown for another reason');
 select is_empty('select pg_temp.audit()', 'the books hold');
 select isnt(pg_temp.asked('asha', '500.00'), null, 'another may be asked for');
 select pg_temp.later() \g /dev/null

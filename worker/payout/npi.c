@@ -289,7 +289,7 @@ npi_login(struct payout_provider *provider, char *detail)
 
     if (ok) {
         memcpy(provider->token.refresh, token.refresh, sizeof(token.refresh));
-        provider->refresh_until_ms = clock_monotonic_ms() + NPI_REFRESH_S * 1000LL - NPI_EARLY_MS;
+        provider->refresh_until_ms = clock_monotonic_ms() + NPI_REFRESH_S * 1000 - NPI_EARLY_MS;
     }
 
     OPENSSL_cleanse(&token, sizeof(token));

@@ -13,10 +13,10 @@
 #include "worker/payout/provider.h"
 
 #define NPI_TOKEN_MAX    4096
-#define NPI_REQUEST_MAX  (16 * 1024 * 1024UL)
-#define NPI_ANSWER_MAX   (32 * 1024 * 1024UL)
+#define NPI_REQUEST_MAX  (16UL * 1024 * 1024)
+#define NPI_ANSWER_MAX   (32UL * 1024 * 1024)
 #define NPI_ACCESS_S     300
-#define NPI_REFRESH_S    (12 * 3600)
+#define NPI_REFRESH_S    (12 * 3600LL)
 #define NPI_MATCH_MIN    80 /* per cent, of names: more than that */
 #define NPI_OFF_US_MINOR 200000000LL
 #define NPI_ON_US_MINOR  20000000000LL

@@ -7,10 +7,10 @@
 #include "protocol/slice.h"
 
 #define SIGN_ERROR_MAX  256
-#define SIGN_BASE64_MAX (((SIGN_RSA_MAX / 8 + 2) / 3) * 4 + 1)
+#define SIGN_BASE64_MAX ((SIGN_RSA_MAX / 8 + 2UL) / 3 * 4 + 1)
 #define SIGN_RSA_MIN    2048
 #define SIGN_RSA_MAX    8192
-#define SIGN_PFX_MAX    (64 * 1024)
+#define SIGN_PFX_MAX    (64 * 1024UL)
 
 struct sign_key; /* an EVP_PKEY */
 
