@@ -74,7 +74,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check(&batch, outcome, answer);
         break;
     case 1:
-        outcome = npi_reported(answer, &batch, detail);
+        outcome = npi_reported((data[0] & 8) != 0 ? 404 : 200, answer, &batch, detail);
         require(outcome == PAYOUT_SUBMITTED || outcome == PAYOUT_IN_DOUBT);
         check(&batch, outcome, answer);
         break;

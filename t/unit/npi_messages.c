@@ -425,11 +425,36 @@ test_reported(void **state)
         char detail[PAYOUT_DETAIL_MAX];
         struct payout_batch batch = batch_of(1);
 
-        if (npi_reported(aff_slice_of(cases[i].answer), &batch, detail) != cases[i].outcome ||
+        if (npi_reported(200, aff_slice_of(cases[i].answer), &batch, detail) != cases[i].outcome ||
             items[0].verdict != cases[i].verdict) {
             fail_msg("%s: %d", cases[i].answer, (int) items[0].verdict);
         }
     }
+}
+
+/* A report that is refused is no reason to believe anything; nor is NPI away, if only for this
+ * batch. */
+static void
+test_report_refused(void **state)
+{
+    char detail[PAYOUT_DETAIL_MAX];
+    struct payout_batch batch = batch_of(2);
+    struct aff_slice settled =
+        aff_slice_of("{" BATCH ",\"nchlIpsTransactionDetailList\":[" ONE("ACSC", "") "]}");
+
+    (void) state;
+    assert_int_equal(npi_reported(400, settled, &batch, detail), PAYOUT_IN_DOUBT);
+    assert_int_equal(items[0].verdict, PAYOUT_UNKNOWN);
+    assert_int_equal(
+        npi_reported(404, aff_slice_of("{\"responseCode\":\"E010\",\"responseMessage\":\"NO\"}"),
+            &batch, detail),
+        PAYOUT_IN_DOUBT);
+    assert_string_equal(items[1].detail, "NPI answers E010 NO");
+    assert_int_equal(npi_reported(500, settled, &batch, detail), PAYOUT_AWAY);
+    assert_int_equal(npi_reported(403, settled, &batch, detail), PAYOUT_AWAY);
+    assert_int_equal(npi_reported(200, settled, &batch, detail), PAYOUT_SUBMITTED);
+    assert_int_equal(items[0].verdict, PAYOUT_SETTLED);
+    assert_int_equal(items[1].verdict, PAYOUT_PENDING);
 }
 
 /* What a bank says gets into notices and logs. */
@@ -440,12 +465,12 @@ test_clean(void **state)
     struct payout_batch batch = batch_of(2);
 
     (void) state;
-    assert_int_equal(
-        npi_reported(aff_slice_of("{" BATCH ",\"nchlIpsTransactionDetailList\":[{"
-                                  "\"instructionId\":\" AP11 \",\"creditStatus\":\"RJCT\","
-                                  "\"txnResponse\":\"FT\\u00e9\\n7\",\"reasonDesc\":"
-                                  "\"  Account\\u202e not\\r\\nBcc: found \"}]}"),
-            &batch, detail),
+    assert_int_equal(npi_reported(200,
+                         aff_slice_of("{" BATCH ",\"nchlIpsTransactionDetailList\":[{"
+                                      "\"instructionId\":\" AP11 \",\"creditStatus\":\"RJCT\","
+                                      "\"txnResponse\":\"FT\\u00e9\\n7\",\"reasonDesc\":"
+                                      "\"  Account\\u202e not\\r\\nBcc: found \"}]}"),
+                         &batch, detail),
         PAYOUT_SUBMITTED);
     assert_int_equal(items[0].verdict, PAYOUT_PENDING);
     assert_int_equal(items[1].verdict, PAYOUT_REJECTED);
@@ -466,6 +491,7 @@ main(void)
         cmocka_unit_test(test_validated),
         cmocka_unit_test(test_submitted),
         cmocka_unit_test(test_reported),
+        cmocka_unit_test(test_report_refused),
         cmocka_unit_test(test_clean),
     };
 

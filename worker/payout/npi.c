@@ -482,11 +482,7 @@ npi_query(struct payout_provider *provider, struct payout_batch *batch, char *de
     buffer_puts(&request, "}");
     snprintf(detail, PAYOUT_DETAIL_MAX, "out of memory");
     if (buffer_whole(&request, &call.body) && npi_authorized(&call, detail)) {
-        if (call.status == 200) {
-            outcome = npi_reported(call.whole, batch, detail);
-        } else {
-            npi_error(call.status, call.whole, NULL, detail);
-        }
+        outcome = npi_reported(call.status, call.whole, batch, detail);
     }
 
     npi_call_close(&call);

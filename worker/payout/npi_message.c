@@ -657,20 +657,16 @@ npi_report_one(const json_t *said, const struct npi_index *index, struct payout_
     return true;
 }
 
-enum payout_outcome
-npi_reported(struct aff_slice answer, struct payout_batch *batch, char *detail)
+static enum payout_outcome
+npi_reported_fine(const json_t *root, struct payout_batch *batch, char *detail)
 {
-    json_t *root =
-        json_loadb((const char *) answer.data, answer.len, NPI_JSON | JSON_DECODE_ANY, NULL);
     struct npi_legs legs = {.real_time = npi_real_time(batch->sent)};
     struct npi_index index;
     const json_t *one;
     bool known = false;
     size_t i;
 
-    detail[0] = '\0';
     if (!npi_index_open(&index, batch)) {
-        json_decref(root);
         return npi_in_doubt(batch, detail, "out of memory");
     }
 
@@ -688,6 +684,30 @@ npi_reported(struct aff_slice answer, struct payout_batch *batch, char *detail)
     }
 
     free(index.found);
-    json_decref(root);
     return known ? PAYOUT_SUBMITTED : npi_in_doubt(batch, detail, "NPI does not know this batch");
+}
+
+enum payout_outcome
+npi_reported(long status, struct aff_slice answer, struct payout_batch *batch, char *detail)
+{
+    enum payout_outcome outcome;
+    char why[PAYOUT_DETAIL_MAX];
+    json_t *root;
+
+    detail[0] = '\0';
+    if (status == 200) {
+        root = json_loadb((const char *) answer.data, answer.len, NPI_JSON, NULL);
+        outcome = npi_reported_fine(root, batch, detail);
+        json_decref(root);
+        return outcome;
+    }
+
+    npi_error(status, answer, NULL, why);
+    /* It was asked about this batch, and has no answer to that. */
+    if (status == 400 || status == 404) {
+        return npi_in_doubt(batch, detail, why);
+    }
+
+    memcpy(detail, why, sizeof(why));
+    return PAYOUT_AWAY;
 }

@@ -68,13 +68,14 @@ enum payout_outcome npi_validated(
     long status, struct aff_slice answer, struct payout_item *item, char *detail);
 
 /*
- * What became of a batch by the answer to its submission, whatever its status, and by the report on
- * it (5.5), status 200. Every item has a verdict afterwards, and a detail where there is one to
- * tell.
+ * What became of a batch by the answer to its submission, and by the report on it (5.5): every item
+ * has a verdict afterwards, and a detail where there is one to tell, if the outcome is SUBMITTED,
+ * REFUSED or IN_DOUBT.
  */
 enum payout_outcome npi_submitted(
     long status, struct aff_slice answer, struct payout_batch *batch, char *detail);
-enum payout_outcome npi_reported(struct aff_slice answer, struct payout_batch *batch, char *detail);
+enum payout_outcome npi_reported(
+    long status, struct aff_slice answer, struct payout_batch *batch, char *detail);
 
 /* By the codes of both legs and of the reversal; "" for one that is not there. */
 enum payout_verdict npi_verdict(
