@@ -455,7 +455,9 @@ insert into affiliate.transfer_code values
     (25, 'payout_recall', 'A payout that came back after it was paid'),
     (26, 'payout_tax_recall', 'The tax of a payout that came back'),
     (31, 'bill_payment', 'A merchant''s payment'),
-    (32, 'bill_payment_reversal', 'A merchant''s payment that did not arrive after all');
+    (32, 'bill_payment_reversal', 'A merchant''s payment that did not arrive after all'),
+    (33, 'bill_vat', 'VAT on the network fee, with its bill'),
+    (34, 'bill_vat_credit', 'VAT on network fees that were given back');
 
 comment on table affiliate.transfer_code is 'What a transfer is for';
 
@@ -475,7 +477,7 @@ create table affiliate.account (
     check (case owner
                when 'affiliate' then kind in ('pending', 'payable', 'in_payout', 'paid')
                when 'merchant' then kind in ('accrued', 'owed') and owner_id = merchant_id
-               else kind in ('fee_pending', 'fee_earned', 'tds_payable', 'cash') and owner_id = 0
+               else kind in ('fee_pending', 'fee_earned', 'tds_payable', 'vat_payable', 'cash') and owner_id = 0
            end)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
@@ -485,7 +487,7 @@ create table affiliate.transfer (
     merchant_id     bigint not null,
     cause_id        bigint not null,
     cause_revision  integer not null,
-    cause_kind      smallint not null check (cause_kind in (1, 2, 3, 4)),
+    cause_kind      smallint not null check (cause_kind in (1, 2, 3, 4, 5)),
     code            smallint not null,
     debit_account   bigint not null,
     credit_account  bigint not null,
@@ -498,7 +500,7 @@ create table affiliate.transfer (
 ) with (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
 comment on table affiliate.transfer is 'Immutable movements of money, each with its cause, once a cause';
-comment on column affiliate.transfer.cause_kind is '1 an order''s revision (cause_id is its order_no), 2 a release, 3 a step of a payout (cause_revision counts them), 4 a payment of a bill';
+comment on column affiliate.transfer.cause_kind is '1 an order''s revision (cause_id is its order_no), 2 a release, 3 a step of a payout (cause_revision counts them), 4 a payment of a bill, 5 a bill';
 
 create table affiliate.hold (
     merchant_id         bigint not null,

@@ -540,6 +540,7 @@ begin
     return query select * from affiliate.audit_facts(p_since);
     return query select * from affiliate.audit_batches(p_since);
     return query select * from affiliate.audit_payouts(p_since);
+    return query select * from affiliate.audit_bills(p_since);
     return query select * from affiliate.audit_npi(p_since);
     return query select * from affiliate.audit_rollups(p_since);
 end

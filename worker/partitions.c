@@ -1,6 +1,7 @@
 /*
- * Partitions: those of the coming days exist ahead of time, those beyond retention go; and counts
- * of days that are over move into spans. Safe beside other daemons.
+ * What time brings: partitions of the coming days exist ahead of them, those beyond retention go,
+ * counts of days that are over move into spans, and bills of months that are over are made. Safe
+ * beside other daemons.
  */
 
 #include "worker/role.h"
@@ -10,6 +11,9 @@
 
 /* Of each rollup, in one transaction: some milliseconds a thousand. */
 #define FOLD_ROWS "5000"
+
+/* Each holds the account of what its merchant owes until the commit. */
+#define BILLS_AT_ONCE "1"
 
 static bool
 partitions_maintain(struct role *role, PGconn *pg)
@@ -72,6 +76,29 @@ partitions_fold(struct role *role, PGconn *pg)
     return true;
 }
 
+/* Some merchants at a time. */
+static bool
+partitions_bill(struct role *role, PGconn *pg)
+{
+    long long done = 1;
+
+    while (done > 0 && !role_should_end(role)) {
+        struct pg_error error;
+        PGresult *result =
+            pg_query(pg, "select affiliate.issue_bills(" BILLS_AT_ONCE ")", 0, NULL, 0, &error);
+
+        if (result == NULL) {
+            return role_failed_pg(role, "making bills", &error);
+        }
+
+        done = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+        PQclear(result);
+        role_count(role, COUNTER_TRANSACTIONS, 1);
+    }
+
+    return true;
+}
+
 /* A connection for each turn: there is an hour between two. */
 static bool
 partitions_serve(struct role *role)
@@ -85,7 +112,8 @@ partitions_serve(struct role *role)
             return role_failed_pg(role, "connecting", &error);
         }
 
-        ok = partitions_maintain(role, pg) && partitions_fold(role, pg);
+        ok =
+            partitions_maintain(role, pg) && partitions_fold(role, pg) && partitions_bill(role, pg);
         PQfinish(pg);
         if (!ok) {
             return false;

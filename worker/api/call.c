@@ -619,6 +619,9 @@ answer_file(struct exchange *x, const json_t *row)
     answer_header(x, "Content-Type", "%s", type);
     if (name != NULL) {
         answer_header(x, "Content-Disposition", "attachment; filename=\"%s\"", name);
+    } else {
+        answer_header(x, "Content-Security-Policy",
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox");
     }
 
     return true;

@@ -805,6 +805,7 @@ const struct native *
 native_find(const char *operation)
 {
     static const struct native natives[] = {
+        {"bill_print", NULL, NULL, native_file},
         {"dry_run_create", NULL, sandbox_dry_run, NULL},
         {"email_verification_create", NULL, native_verify_email, NULL},
         {"health_show", native_health, NULL, NULL},

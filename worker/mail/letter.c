@@ -122,6 +122,15 @@ const struct letter letters[] = {
         "?Hello {person},\n\n"
         "The campaign \"{campaign_name}\" is suspended at {site}: its links do not work for the "
         "time being.\n\n?The reason: {reason}"},
+    {"bill_issued", NULL, NULL, "Bill {number} of {amount} {currency}",
+        "?Hello {person},\n\n"
+        "The bill {number} of \"{name}\" over {amount} {currency} is at {site}, with every order "
+        "of "
+        "it. It is due on {due_on}."},
+    {"bill_overdue", NULL, NULL, "Bill {number} is overdue",
+        "?Hello {person},\n\n"
+        "The bill {number} of \"{name}\" over {amount} {currency} was due on {due_on}, and is not "
+        "wholly paid. What is open is shown at {site}."},
     {"payout_requested", NULL, NULL, "You asked for {amount} {currency}",
         "?Hello {person},\n\n"
         "A payout of {amount} {currency} to {kind} {account} was requested at {site}. People look "
