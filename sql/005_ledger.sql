@@ -101,6 +101,11 @@ begin
     create temp table released (
         like affiliate.release
     ) on commit delete rows;
+
+    -- Orders whose new state is to be told.
+    create temp table order_told (
+        merchant_id bigint, livemode boolean, order_no bigint, state text
+    ) on commit delete rows;
 end
 $$;
 
@@ -659,7 +664,7 @@ exception
 end
 $$;
 
--- Posts pg_temp.move, sets the holds anew, and counts.
+-- Posts pg_temp.move, sets the holds anew, counts, and tells who asked to be told.
 create function affiliate.post_orders()
 returns void
 language plpgsql volatile
@@ -688,6 +693,7 @@ begin
      where m.hold_until is not null;
 
     perform affiliate.count_orders();
+    perform affiliate.emit_orders();
 end
 $$;
 

@@ -19,9 +19,10 @@ declare
     most bigint := least(p_max, 9223372036854775807 / affiliate.worth_limit());
     due tid[];
     count bigint;
+    tells boolean := affiliate.has_endpoints();
 begin
     perform affiliate.work_tables();
-    perform affiliate.work_clear('released', 'account_change', 'account_changed', 'order_change');
+    perform affiliate.work_clear('released', 'account_change', 'account_changed', 'order_change', 'order_told');
 
     due := array(
         select h.ctid
@@ -62,6 +63,12 @@ begin
           from over h
          group by h.merchant_id, h.livemode, h.day, h.link_id, h.campaign_id, h.affiliate_id, h.sub_id, h.currency
     ),
+    noted as (
+        insert into pg_temp.order_told
+        select h.merchant_id, h.livemode, h.order_no, 'payable'
+          from over h
+         where tells
+    ),
     made as (
         insert into affiliate.release
               (merchant_id, release_id, affiliate_id, livemode, currency, orders, commission_minor, fee_minor)
@@ -78,6 +85,9 @@ begin
     if count > 0 then
         perform affiliate.post_releases();
         perform affiliate.count_order_changes();
+        if tells then
+            perform affiliate.emit_told();
+        end if;
     end if;
     return count;
 end

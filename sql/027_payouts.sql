@@ -437,9 +437,10 @@ $$;
 
 create function affiliate.payout_state(p_payouts bigint[], p_state text, p_user_id bigint, p_reason text)
 returns void
-language sql volatile
+language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
+begin
     update affiliate.payout
        set state = p_state,
            reason = p_reason,
@@ -447,7 +448,19 @@ as $$
            settled_at = case when p_state in ('paid', 'failed') then now() else settled_at end
      where payout_id = any (p_payouts);
     insert into affiliate.payout_event (payout_id, state, user_id, reason)
-    select p, p_state, p_user_id, p_reason from unnest(p_payouts) p order by p
+    select p, p_state, p_user_id, p_reason from unnest(p_payouts) p order by p;
+
+    if p_state in ('requested', 'approved', 'paid', 'failed', 'rejected', 'unknown') then
+        perform affiliate.emit('payout.' || p_state, null, p.affiliate_id, p.livemode, p.payout_id::text,
+                    jsonb_build_object('payout', p.payout_id, 'state', p.state, 'currency', p.currency, 'reason', p.reason,
+                        'amount', affiliate.amount_text(p.amount_minor, k.decimals), 'tax', affiliate.amount_text(p.tax_minor, k.decimals),
+                        'net', affiliate.amount_text(p.amount_minor - p.tax_minor, k.decimals)))
+           from affiliate.payout p
+           join affiliate.currency k using (currency)
+          where p.payout_id = any (p_payouts)
+          order by p.payout_id;
+    end if;
+end
 $$;
 
 -- What is payable at each merchant, locked with what a payout moves besides, in the order of the key; below zero where more came
