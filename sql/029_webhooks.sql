@@ -825,7 +825,7 @@ begin
      where x.endpoint_id = d.endpoint_id
        and x.kind = p_kind
        and (x.merchant_id = p_actor.merchant_id or x.affiliate_id = p_actor.affiliate_id)
-       and x.livemode = p_actor.livemode
+       and (p_actor.kind <> 'key' or x.livemode = p_actor.livemode)
        for update;
     if not found then
         perform affiliate.problem(404, 'not_found', 'There is no such delivery.');

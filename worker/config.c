@@ -71,7 +71,7 @@ static const struct setting config_settings[] = {
         CONFIG_LIST_MAX, SETTING_LIST, false, NULL,
         "What this daemon does; each role is a thread with connections of its own. There are also "
         "api, "
-        "mail, sites and payouts."},
+        "mail, sites, payouts and webhooks."},
     {"run", "consumer", AT(run.consumer), 0, "", 0, 128, SETTING_STRING, false, NULL,
         "Name in the consumer groups. Must stay the same over restarts and differ between daemons. "
         "Empty: the host's name."},
@@ -322,6 +322,19 @@ static const struct setting config_settings[] = {
         "How often batches are looked for that are due."},
     {"npi", "pause", AT(npi.pause), 0, "1m", 10, HOUR, SETTING_DURATION, true, NULL,
         "Before a batch is asked about for the first time, or tried again; it grows to an hour."},
+    {"webhooks", "interval", AT(webhooks.interval), 0, "1s", 10, HOUR, SETTING_DURATION, true, NULL,
+        "How often deliveries that failed are looked for; new ones are notified at once."},
+    {"webhooks", "timeout", AT(webhooks.timeout), 0, "20s", SECOND, MINUTE, SETTING_DURATION, true,
+        NULL,
+        "For the answer of one endpoint. A daemon that dies in the middle of a delivery leaves it "
+        "to others after three times that."},
+    {"webhooks", "keep", AT(webhooks.keep), 0, "30d", DAY, 3650 * DAY, SETTING_DURATION, true, NULL,
+        "How long events that are over, their deliveries and attempts stay in the database."},
+    {"webhooks", "ca_file", AT(webhooks.ca_file), 0, "", 0, PATH_MAX, SETTING_PATH, true, NULL,
+        "Certificates of authorities that an endpoint's is checked against. Empty: the system's."},
+    {"webhooks", "connect_to", AT(webhooks.connect_to), 0, "", 0, 64, SETTING_STRING, true, NULL,
+        "For tests alone: address:port that every endpoint is taken to be at, even if it is none "
+        "of the internet's."},
 
     {"log", "format", AT(log.format), 0, "plain", 0, 0, SETTING_CHOICE, true, config_log_formats,
         "Form of a line."},

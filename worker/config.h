@@ -190,6 +190,14 @@ struct config {
     } npi;
 
     struct {
+        int64_t interval;
+        int64_t timeout;
+        int64_t keep;
+        char *ca_file;
+        char *connect_to;
+    } webhooks;
+
+    struct {
         int64_t format; /* enum log_format */
         int64_t level;  /* enum log_level */
     } log;

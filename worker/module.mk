@@ -36,6 +36,7 @@ WORKER_SRCS = \
 	$(API_PURE_SRCS) \
 	$(addprefix worker/mail/, mail.c maildir.c settings.c smtp.c) \
 	$(addprefix worker/site/, dns.c https.c site.c) \
+	$(addprefix worker/webhook/, call.c macros.c sign.c webhook.c) \
 	$(MAIL_PURE_SRCS) \
 	$(addprefix worker/payout/, npi.c npi_settings.c) \
 	$(PAYOUT_PURE_SRCS) \

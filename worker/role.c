@@ -61,6 +61,11 @@ const struct counter_info counter_infos[COUNTERS] = {
         "Batches of payouts that went to the provider, or may have."},
     [COUNTER_QUERIED] = {"batches_queried_total",
         "Times that the provider was asked what became of a batch of payouts."},
+    [COUNTER_DELIVERED] = {"webhooks_delivered_total", "Events that their endpoint has taken."},
+    [COUNTER_NOT_DELIVERED] = {"webhooks_refused_total",
+        "Times that an endpoint did not take an event."},
+    [COUNTER_GIVEN_UP] = {"webhooks_given_up_total",
+        "Events that an endpoint did not take to the last."},
     [COUNTER_FAILURES] = {"failures_total", "Times that work had to begin anew."},
     [GAUGE_LENGTH] = {"stream_entries", "Entries in the streams, the replay window included."},
     [GAUGE_LAG] = {"undelivered_entries", "Entries that no consumer has read yet."},
@@ -71,12 +76,15 @@ const struct counter_info counter_infos[COUNTERS] = {
     [GAUGE_BATCHES] = {"payout_batches", "Batches of payouts that are on their way to a provider."},
     [GAUGE_UNKNOWN_S] = {"oldest_unknown_batch_seconds",
         "Age of the oldest batch of payouts of which nobody knows whether it was paid."},
+    [GAUGE_DUE] = {"due_deliveries", "Deliveries to webhooks and postbacks that are due."},
+    [GAUGE_DUE_S] = {"oldest_delivery_seconds", "Since when the oldest of them is due."},
 };
 
 _Static_assert(COUNTERS <= 64, "role_kind.counters is a 64-bit mask");
 
 const struct role_kind *const role_kinds[] = {&partitions_role, &clicks_role, &conversions_role,
-    &holds_role, &projection_role, &api_role, &mail_role, &sites_role, &payouts_role, NULL};
+    &holds_role, &projection_role, &api_role, &mail_role, &sites_role, &payouts_role,
+    &webhooks_role, NULL};
 
 static const char *const role_state_names[] = {"starting", "up", "down", "stopped"};
 

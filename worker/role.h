@@ -61,6 +61,9 @@ enum counter {
     COUNTER_PROVEN,
     COUNTER_SUBMITTED,
     COUNTER_QUERIED,
+    COUNTER_DELIVERED,
+    COUNTER_NOT_DELIVERED,
+    COUNTER_GIVEN_UP,
     COUNTER_FAILURES,
 
     COUNTER_GAUGES,
@@ -72,6 +75,8 @@ enum counter {
     GAUGE_WAITING_S,
     GAUGE_BATCHES,
     GAUGE_UNKNOWN_S,
+    GAUGE_DUE,
+    GAUGE_DUE_S,
     COUNTERS,
 };
 
@@ -120,6 +125,7 @@ extern const struct role_kind payouts_role;
 extern const struct role_kind projection_role;
 extern const struct role_kind partitions_role;
 extern const struct role_kind sites_role;
+extern const struct role_kind webhooks_role;
 
 int64_t clock_monotonic_ms(void);
 int64_t clock_unix_ms(void);

@@ -63,7 +63,8 @@ $t->daemon_stop;
 
 my %known = map { $_ => 1 } $t->slurp("$top/worker/mail/letter.c") =~ /^    \{"(\w+)", /mg;
 my %made_of = (merchant_ => [qw(approve reject suspend activate)], affiliate_ => [qw(approve reject suspend activate)],
-    site_ => [qw(verified failed)], membership_ => [qw(approved rejected removed)], payout_ => [qw(paid failed)]);
+    site_ => [qw(verified failed)], membership_ => [qw(approved rejected removed)], payout_ => [qw(paid failed)],
+    webhook_disabled_ => [qw(gone failing)]);
 my (%queued, @odd);
 for my $path (glob "$top/sql/*.sql") {
     my $sql = $t->slurp($path);
@@ -91,7 +92,7 @@ is_deeply([grep { !$queued{$_} } sort keys %known], [], 'and no text is there fo
 my $evil = "Bcc: all\@example.com\r\nBcc: x\@example.com\r\n\r\n<b>{site}</b> \x{202e}gnp.exe \x{2028}\x{7}\x{85}=?UTF-8?B?QQ==?= \x{928}\x{947}\x{92a}\x{93e}\x{932} " . ('w' x 3000);
 my %full = (site => 'evil', link => 'https://evil.example/', person => 'evil', to => 'to@example.com', name => $evil, reason => $evil, host => 'shop.example',
     merchant => 7, affiliate => 8, affiliate_name => $evil, campaign_name => $evil, merchant_name => $evil, email => 'new@example.com', kind => 'bank',
-    account => '****4512', holder => $evil, payout => 9, amount => '100.00', tax => '15.00', net => '85.00', currency => 'NPR', number => 'INV-2026-000001', due_on => '2026-12-01', role => 'manager', expires_at => '2036-11-24T05:06:07.123456+00:00');
+    account => '****4512', holder => $evil, payout => 9, amount => '100.00', tax => '15.00', net => '85.00', currency => 'NPR', number => 'INV-2026-000001', url => 'https://hooks.example/in', due_on => '2026-12-01', role => 'manager', expires_at => '2036-11-24T05:06:07.123456+00:00');
 restart(maildir => $t->path('state/mails'));
 my $person = $t->value(q{select affiliate.user_create('{"email": "asha@example.com", "name": "Asha Rai"}')});
 my $user = JSON::PP::decode_json($person)->{user};

@@ -32,7 +32,7 @@ test_letters(void **state)
 {
     static const char *const fields[] = {"site", "link", "person", "until", "email", "kind",
         "account", "holder", "name", "role", "reason", "host", "affiliate_name", "campaign_name",
-        "merchant_name", "payout", "amount", "tax", "net", "currency", "number", "due_on"};
+        "merchant_name", "payout", "amount", "tax", "net", "currency", "number", "due_on", "url"};
     char subject[LETTER_SUBJECT_MAX + 1], missing[32];
 
     (void) state;

@@ -8,6 +8,7 @@
 #include "worker/api/password.h"
 #include "worker/api/seal.h"
 #include "worker/api/totp.h"
+#include "worker/webhook/sign.h"
 #include "worker/token.h"
 
 #include <openssl/crypto.h>
@@ -755,6 +756,44 @@ native_key_created(struct exchange *x, json_t *row)
     return ok || answer_unavailable(x, "The key exists, but its secret can't be told: revoke it.");
 }
 
+/* --- webhooks -------------------------------------------------------------------------------- */
+
+/* A new secret, sealed for the merchant. */
+static bool
+native_webhook_secret(struct exchange *x)
+{
+    const char *merchant = json_string_value(json_object_get(x->fields, "merchant"));
+    uint8_t secret[SIGN_SECRET_BYTES];
+    char sealed[SEAL_TEXT_MAX];
+    bool ok;
+
+    x->user_id = merchant == NULL ? 0 : strtoll(merchant, NULL, 10);
+    ok = RAND_bytes(secret, sizeof(secret)) == 1 &&
+         seal_close(&x->lane->ring, SIGN_SEAL_PURPOSE, x->user_id,
+             aff_slice(secret, sizeof(secret)), sealed);
+    OPENSSL_cleanse(secret, sizeof(secret));
+    return ok ? native_set(x, "_secret", sealed) : native_memory(x);
+}
+
+static bool
+native_webhook_shown(struct exchange *x, json_t *row)
+{
+    uint8_t secret[SEAL_PLAIN_MAX];
+    char text[SIGN_SECRET_CHARS + 1];
+    size_t len = 0;
+    bool ok;
+
+    if (!native_opened(x, SIGN_SEAL_PURPOSE, row, "_secret", secret, &len)) {
+        return false;
+    }
+
+    sign_secret_text(secret, text);
+    ok = json_object_set_new(row, "secret", json_string(text)) == 0 || native_memory(x);
+    OPENSSL_cleanse(secret, sizeof(secret));
+    OPENSSL_cleanse(text, sizeof(text));
+    return ok;
+}
+
 /* --- what needs no SQL ----------------------------------------------------------------------- */
 
 static bool
@@ -827,6 +866,8 @@ native_find(const char *operation)
         {"session_show", NULL, NULL, native_show_csrf},
         {"signature_check", NULL, sandbox_signature_check, NULL},
         {"time_show", native_time, NULL, NULL},
+        {"webhook_create", NULL, native_webhook_secret, native_webhook_shown},
+        {"webhook_rotate", NULL, native_webhook_secret, native_webhook_shown},
     };
 
     for (size_t i = 0; i < sizeof(natives) / sizeof(natives[0]); i++) {

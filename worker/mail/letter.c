@@ -154,6 +154,17 @@ const struct letter letters[] = {
         "Your payout {payout} to {kind} {account} was paid, but came back. The {amount} {currency} "
         "are payable again: look at the payout method at {site}, and ask for it once more.\n\n"
         "?The reason: {reason}"},
+    {"webhook_disabled_gone", NULL, NULL, "An address is not told any more",
+        "?Hello {person},\n\n"
+        "{site} told a program of yours what happens, at this address:\n\n{url}\n\n"
+        "It answered with the status 410, which means that it is gone, so nothing is sent there "
+        "any more. If that was wrong, make the webhook or postback active again."},
+    {"webhook_disabled_failing", NULL, NULL, "An address is not told any more",
+        "?Hello {person},\n\n"
+        "{site} told a program of yours what happens, at this address:\n\n{url}\n\n"
+        "Nothing has arrived there for five days, so nothing is sent there any more. What each "
+        "try came to stands with its deliveries. Once it works, make the webhook or postback "
+        "active again."},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
