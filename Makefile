@@ -138,7 +138,7 @@ $(API_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(
 	$(CC) $(CFLAGS) $(ASAN) $(PKG_CFLAGS) $< $(API_ASAN) $(PROTOCOL_ASAN) -ljansson -lcrypto -lcmocka -o $@
 
 # The same of the roles mail and sites.
-MAIL_UNITS := mail_letters site_answers
+MAIL_UNITS := mail_letters site_answers webhook_calls
 MAIL_ASAN  := $(MAIL_PURE_SRCS:%.c=$(BUILD)/asan/o/%.o) $(API_ASAN)
 
 $(MAIL_UNITS:%=$(BUILD)/t/unit/%): $(BUILD)/t/unit/%: t/unit/%.c t/unit/unit.h $(MAIL_ASAN) $(PROTOCOL_ASAN)
@@ -171,6 +171,7 @@ FUZZ_SRCS_csv    := $(API_PURE_SRCS)
 FUZZ_SRCS_dump   := worker/dump.c worker/config.c $(FUZZ_STREAM) worker/redis.c
 FUZZ_SRCS_letter := $(API_PURE_SRCS) worker/mail/letter.c worker/mail/message.c
 FUZZ_SRCS_npi    := $(API_PURE_SRCS) worker/payout/npi_message.c
+FUZZ_SRCS_macros := $(API_PURE_SRCS) worker/webhook/macros.c
 FUZZ_SRCS_rows   := $(FUZZ_STREAM)
 FUZZ_SRCS_scgi   := $(API_PURE_SRCS)
 FUZZ_SRCS_stream := $(FUZZ_STREAM)

@@ -3,8 +3,9 @@ API_PURE_SRCS := $(addprefix worker/api/, \
 	buffer.c csv.c password.c rate.c request.c router.c routes.c scgi.c seal.c text.c totp.c) \
 	worker/token.c
 
-# The same of the roles mail and sites.
-MAIL_PURE_SRCS := worker/mail/letter.c worker/mail/message.c worker/site/address.c worker/site/txt.c
+# The same of the roles mail, sites and webhooks.
+MAIL_PURE_SRCS := worker/mail/letter.c worker/mail/message.c worker/site/address.c worker/site/txt.c \
+	worker/webhook/macros.c worker/webhook/sign.c
 
 # The same of the role payouts.
 PAYOUT_PURE_SRCS := $(addprefix worker/payout/, npi_message.c sign.c)
@@ -36,7 +37,7 @@ WORKER_SRCS = \
 	$(API_PURE_SRCS) \
 	$(addprefix worker/mail/, mail.c maildir.c settings.c smtp.c) \
 	$(addprefix worker/site/, dns.c https.c site.c) \
-	$(addprefix worker/webhook/, call.c macros.c sign.c webhook.c) \
+	$(addprefix worker/webhook/, call.c webhook.c) \
 	$(MAIL_PURE_SRCS) \
 	$(addprefix worker/payout/, npi.c npi_settings.c) \
 	$(PAYOUT_PURE_SRCS) \
