@@ -87,8 +87,31 @@ webhook_add_signature(const struct webhooks *hooks, const PGresult *rows, int ro
     return ok;
 }
 
-/* A webhook as Standard Webhooks says. */
+/* Keeps what became of the slot's delivery, to be told to the database; takes `said`. */
 static bool
+webhook_note(struct webhooks *hooks, const struct slot *slot, json_t *said)
+{
+    bool ok = said != NULL &&
+              json_object_set_new(said, "delivery", json_integer(atoll(slot->delivery))) == 0 &&
+              json_object_set_new(said, "taken", json_string(slot->taken)) == 0 &&
+              json_array_append(hooks->said, said) == 0;
+
+    json_decref(said);
+    return ok || role_failed(hooks->role, "out of memory");
+}
+
+/* It can't be called, whatever the reason is: that is a try that failed, and nobody else's
+ * trouble. */
+static bool
+webhook_uncallable(struct webhooks *hooks, const struct slot *slot, const char *error)
+{
+    return webhook_note(hooks, slot,
+        json_pack("{s:b, s:b, s:i, s:i, s:s}", "ok", 0, "gone", 0, "latency_ms", 0, "retry_after", 0,
+            "error", error));
+}
+
+/* A webhook as Standard Webhooks says. NULL, or why there is none. */
+static const char *
 webhook_post(struct webhooks *hooks, struct slot *slot, const PGresult *rows, int row)
 {
     int64_t now_s = (int64_t) time(NULL);
@@ -108,40 +131,46 @@ webhook_post(struct webhooks *hooks, struct slot *slot, const PGresult *rows, in
         (!PQgetisnull(rows, row, COLUMN_PREVIOUS) &&
             !webhook_add_signature(
                 hooks, rows, row, COLUMN_PREVIOUS, now_s, signature, sizeof(signature)))) {
-        return role_failed(hooks->role,
-            "the secret of %s can't be opened: was its master key removed?", request.url);
+        return "the secret can't be opened: the master key that sealed it is not there any more";
     }
 
-    return call_prepare(&slot->call, hooks->role->config, &request) ||
-           role_failed(hooks->role, "libcurl can't be set up");
+    return call_prepare(&slot->call, hooks->role->config, &request) ? NULL
+                                                                    : "libcurl can't be set up";
 }
 
-static bool
+static const char *
 webhook_get(struct webhooks *hooks, struct slot *slot, const PGresult *rows, int row)
 {
     json_t *macros = json_loads(PQgetvalue(rows, row, COLUMN_MACROS), 0, NULL);
     struct call_request request = {
         .https_only = PQgetvalue(rows, row, COLUMN_LIVEMODE)[0] == 't',
     };
+    const char *problem = NULL;
     struct buffer url;
     struct aff_slice whole;
-    bool ok;
 
     buffer_open(&url, MACROS_URL_MAX, NULL);
     macros_expand(PQgetvalue(rows, row, COLUMN_URL), macros, &url);
-    ok = buffer_whole(&url, &whole);
-    request.url = (const char *) whole.data;
-    ok = ok && call_prepare(&slot->call, hooks->role->config, &request);
+    if (url.failed || !buffer_whole(&url, &whole)) {
+        problem = "with its values the URL is too long";
+    } else {
+        request.url = (const char *) whole.data;
+        if (!call_prepare(&slot->call, hooks->role->config, &request)) {
+            problem = "libcurl can't be set up";
+        }
+    }
+
     buffer_close(&url);
     json_decref(macros);
-    return ok || role_failed(hooks->role, "libcurl can't be set up");
+    return problem;
 }
 
 static bool
 webhook_begin(struct webhooks *hooks, const PGresult *rows, int row)
 {
-    struct slot *slot = hooks->slots;
     bool post = strcmp(PQgetvalue(rows, row, COLUMN_KIND), "webhook") == 0;
+    struct slot *slot = hooks->slots;
+    const char *problem;
 
     while (slot->busy) {
         slot++;
@@ -149,8 +178,9 @@ webhook_begin(struct webhooks *hooks, const PGresult *rows, int row)
 
     snprintf(slot->delivery, sizeof(slot->delivery), "%s", PQgetvalue(rows, row, COLUMN_DELIVERY));
     snprintf(slot->taken, sizeof(slot->taken), "%s", PQgetvalue(rows, row, COLUMN_TAKEN));
-    if (!(post ? webhook_post : webhook_get)(hooks, slot, rows, row)) {
-        return false;
+    problem = (post ? webhook_post : webhook_get)(hooks, slot, rows, row);
+    if (problem != NULL) {
+        return webhook_uncallable(hooks, slot, problem);
     }
 
     if (curl_multi_add_handle(hooks->multi, slot->call.curl) != CURLM_OK) {
@@ -310,16 +340,7 @@ webhook_end(struct webhooks *hooks, struct slot *slot, CURLcode code)
     curl_multi_remove_handle(hooks->multi, slot->call.curl);
     slot->busy = false;
     hooks->busy--;
-    if (said == NULL ||
-        json_object_set_new(said, "delivery", json_integer(atoll(slot->delivery))) != 0 ||
-        json_object_set_new(said, "taken", json_string(slot->taken)) != 0 ||
-        json_array_append(hooks->said, said) != 0) {
-        json_decref(said);
-        return role_failed(hooks->role, "out of memory");
-    }
-
-    json_decref(said);
-    return true;
+    return webhook_note(hooks, slot, said);
 }
 
 /* Moves all calls on, and gathers those that have ended. */
@@ -442,8 +463,12 @@ webhooks_live(struct webhooks *hooks)
         }
 
         role_up(hooks->role);
-        if (!webhooks_call(hooks) || !webhooks_tell(hooks) ||
-            (hooks->next_take_ms != 0 && !webhooks_wait(hooks))) {
+        if (!webhooks_call(hooks) || !webhooks_tell(hooks)) {
+            return false;
+        }
+
+        /* With more to take and room for it, there is nothing to wait for. */
+        if ((hooks->next_take_ms != 0 || hooks->busy == WEBHOOKS_AT_ONCE) && !webhooks_wait(hooks)) {
             return false;
         }
     }
