@@ -512,6 +512,27 @@ is(problem($owner->post("$m/keys/$test_key->{id}/revoke")), 200, 'keys are revok
 ok(scalar($owner->pages("$m/audit-records?limit=200")) > 20, 'all of which is on record');
 ok(scalar($admin->pages('/admin/audit-records?limit=200')) > 40, 'of everybody');
 
+# --- who is told -----------------------------------------------------------------------------------------------------------------
+
+for my $told ([$owner, "$m/webhooks", "$m/webhook-deliveries", 'webhook', 'https://himal.example/hooks'],
+    [$asha, '/affiliate/postbacks', '/affiliate/postback-deliveries', 'postback', 'https://asha.example/p?s={sub1}&c={commission}'])
+{
+    my ($who, $list, $deliveries, $kind, $url) = @$told;
+    my $made = $who->post($list, { url => $url, types => ['order.approved'] });
+    is(problem($made), 201, "a $kind");
+    my $at = "$list/$made->{json}{$kind}";
+    is(problem($who->get($list)), 200, 'in their list');
+    is(problem($who->get($at)), 200, 'by itself');
+    is(problem($who->patch($at, { types => ['order.approved', 'order.cancelled'] })), 200, 'changed');
+    is(problem($who->post("$at/rotate")), 200, 'another secret') if $kind eq 'webhook';
+    my $ping = $who->post("$at/ping");
+    is(problem($ping), 202, 'a test event');
+    is(problem($who->get($deliveries)), 200, 'in the list of what is sent');
+    is(problem($who->get("$deliveries/$ping->{json}{delivery}")), 200, 'by itself');
+    is(problem($who->post("$deliveries/$ping->{json}{delivery}/resend")), 202, 'again');
+    is(problem($who->delete($at)), 204, 'removed');
+}
+
 # --- every operation -----------------------------------------------------------------------------------------------------------
 
 # What else there is to look at.
