@@ -436,8 +436,8 @@ end
 $$;
 
 -- What became of deliveries: [{delivery, taken, ok, gone, status, latency_ms, retry_after, error, answer}]. Returns how many of
--- them are over without having arrived. Who comes too late to say that one failed does not: somebody else has it.
-create function affiliate.webhook_done(p_results jsonb)
+-- them are over without having arrived. An endpoint that fails for longer than p_patience is disabled. Who comes too late to say that one failed does not: somebody else has it.
+create function affiliate.webhook_done(p_results jsonb, p_patience interval default '5 days')
 returns bigint
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
@@ -510,7 +510,7 @@ begin
           join affiliate.endpoint e using (endpoint_id)
          where d.delivery_id = any (noted)
          group by d.endpoint_id
-        having bool_or((r ->> 'gone')::boolean) or min(e.failing_since) < now() - interval '5 days'
+        having bool_or((r ->> 'gone')::boolean) or min(e.failing_since) < now() - p_patience
          order by d.endpoint_id
     loop
         perform affiliate.disable_endpoint(stopped.endpoint_id, case when stopped.gone then 'gone' else 'failing' end);
@@ -558,7 +558,7 @@ $$;
 comment on function affiliate.webhook_forget is 'For the role webhooks: removes what is long over';
 
 select affiliate.enter_as_owner(
-    'affiliate.webhook_take(integer, interval)', 'affiliate.webhook_done(jsonb)',
+    'affiliate.webhook_take(integer, interval)', 'affiliate.webhook_done(jsonb, interval)',
     'affiliate.webhook_counts()', 'affiliate.webhook_forget(interval)');
 
 -- ---------------------------------------------------------------------------------------------------------------
