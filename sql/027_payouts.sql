@@ -1449,10 +1449,6 @@ begin
       left join (select batch_id, count(*) as items, sum(amount_minor) as amount, sum(tax_minor) as tax from affiliate.payout group by batch_id) p using (batch_id)
      where (b.items, b.amount_minor, b.tax_minor) is distinct from (coalesce(p.items, 0)::integer, coalesce(p.amount, 0), coalesce(p.tax, 0))
     union all
-    select 'batch is approved by a second person', null, 'batch ' || b.reference, format('made and approved by %s', b.maker)
-      from affiliate.payout_batch b
-     where b.state in ('approved', 'processing', 'settled') and (b.checker is null or b.checker = b.maker)
-    union all
     select 'file is what was made', null, 'batch ' || b.reference, 'its checksum is another'
       from affiliate.payout_batch b
      where b.file is not null and encode(sha256(convert_to(b.file, 'UTF8')), 'hex') <> b.file_sha256;

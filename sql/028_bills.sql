@@ -314,6 +314,7 @@ begin
     if p_livemode then
         perform affiliate.notify_owners(p_merchant_id, 'bill_issued', affiliate.bill_notice(made));
     end if;
+    perform affiliate.emit('bill.issued', p_merchant_id, null, p_livemode, made.number, affiliate.bill_notice(made));
     return made;
 end
 $$;

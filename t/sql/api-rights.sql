@@ -71,7 +71,7 @@ select pg_temp.none($$ select operation, o from may, pg_temp.attempt('ak_test_fi
 
 select pg_temp.none($$ select operation, o from may, pg_temp.attempt('ak_test_fixture1', operation) o
     where 'key' = any (actors) and (o = 'AF403 live_key_required') is distinct from (mutates and not by_mode) $$, 'a test key changes what is of its mode');
-select pg_temp.none($$ select o.operation from may o where by_mode and operation !~ '^(order|reconciliation|test)_' $$, 'which is orders, and what tests are made of');
+select pg_temp.none($$ select o.operation from may o where by_mode and operation !~ '^(order|reconciliation|test|webhook)_' $$, 'which is orders, what tests are made of, and who is told of them');
 
 create temp table fit as
 select m.operation, m.creates, m.mutates, m.while_suspended, m.approved, w.kind, w.who

@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(52);
+select plan(62);
 
 select pg_temp.click(1) \g /dev/null
 select pg_temp.stage(jsonb_build_object('order', n, 'status', 'approved', 'amount', 10000, 'key', 'k' || n,
@@ -99,6 +99,19 @@ insert into planted values
     ('insert into affiliate.click_campaign_span values (900001, true, 1, ''2026-01-01'', 900031, 1, 0, 0, 0, 0, 0)', 'spans are their days'),
     ('update affiliate.order_fact set reversed_minor = 5 where reversed_minor is not null', 'order remembers what was taken of it'),
     ('update affiliate.hold set day = day + 1', 'hold is counted as its order is'),
+    ('insert into affiliate.payout (affiliate_id, livemode, currency, amount_minor, payout_method_id, kind, holder, account) values (900011, true, ''NPR'', 1, 1, ''bank'', ''A'', ''1'')', 'payout is the sum of its draws'),
+    ('with p as (insert into affiliate.payout (affiliate_id, livemode, currency, amount_minor, payout_method_id, kind, holder, account) values (900011, true, ''NPR'', 1, 1, ''bank'', ''A'', ''1'') returning payout_id), e as (insert into affiliate.payout_event (payout_id, state) select payout_id, ''requested'' from p) '
+     'insert into affiliate.payout_draw select 900001, payout_id, 1, null from p', 'payout stands where its state says'),
+    ('with p as (insert into affiliate.payout (affiliate_id, livemode, currency, amount_minor, payout_method_id, kind, holder, account) values (900011, true, ''NPR'', 1, 1, ''bank'', ''A'', ''1'') returning payout_id) insert into affiliate.payout_draw select 900001, payout_id, 1, null from p', 'what is set aside is of payouts under way'),
+    ('insert into affiliate.transfer (merchant_id, cause_id, cause_revision, cause_kind, code, debit_account, credit_account, amount_minor, livemode, currency) '
+     'values (900001, 77, 1, 3, 21, 1, 2, 1, true, ''NPR'')', 'transfer has a payout'),
+    ('insert into affiliate.payout_batch (reference, kind, provider, livemode, currency, state, maker, checker, items, amount_minor, net_minor) values (''B'', ''bank'', ''csv'', true, ''NPR'', ''open'', 1, 2, 1, 5, 5)', 'batch is the sum of its payouts'),
+    ('insert into affiliate.payout_batch (reference, kind, provider, livemode, currency, state, maker, checker, file, file_sha256) values (''B'', ''bank'', ''csv'', true, ''NPR'', ''processing'', 1, 2, ''x'', ''y'')', 'file is what was made'),
+    ('insert into affiliate.bill (merchant_id, bill_id, number, livemode, currency, period_from, period_until, lines, commission_minor, fee_minor, vat_basis_points, vat_minor, total_minor, '
+     'seller, buyer, due_on) values (900001, 1, ''INV-2031-000001'', true, ''NPR'', ''2031-01-01'', ''2031-02-01'', 1, 5, 1, 0, 0, 6, ''{}'', ''{}'', ''2031-02-15'')', 'bill is the sum of its lines'),
+    ('insert into affiliate.bill_number values (true, 2031, 5)', 'numbers of bills have no gaps'),
+    ('insert into affiliate.bill_payment (merchant_id, livemode, currency, amount_minor, paid_on, method) values (900001, true, ''NPR'', 5, ''2031-01-01'', ''cash'')', 'what is owed is on bills'),
+    ('insert into affiliate.bill_payment (merchant_id, livemode, currency, amount_minor, paid_on, method) values (900001, true, ''NPR'', 5, ''2031-01-01'', ''cash'')', 'bill and payment are in the ledger'),
     ('insert into affiliate.payout_batch (reference, kind, provider, livemode, currency, state, maker, checker) values (''B'', ''bank'', ''npi'', true, ''NPR'', ''processing'', 1, 2)',
      'submission is where its batch is'),
     ('with b as (insert into affiliate.payout_batch (reference, kind, provider, livemode, currency, state, maker, checker) values (''B'', ''bank'', ''csv'', true, ''NPR'', ''open'', 1, 2) '
