@@ -37,7 +37,8 @@ sub tried { my ($d, $n) = @_; $t->wait_until('a try', sub { delivery($d)->{tries
 sub verified
 {
     my ($asked, $secret) = @_;
-    my $in = JSON::PP->new->latin1->encode({ %{ $asked->{headers} }, secret => $secret, body => $asked->{body} });
+    my %all = (%{ $asked->{headers} }, secret => $secret, body => $asked->{body});
+    my $in = JSON::PP->new->latin1->encode({ map { $_ => "$all{$_}" } keys %all });
     my ($code, $out, $err) = $t->run({ stdin => $in }, 'python3', '-c', <<'END');
 import base64, hashlib, hmac, json, sys
 a = json.loads(sys.stdin.buffer.read().decode('latin1'))
@@ -49,6 +50,23 @@ END
     diag $err if $code;
     chomp $out;
     return $out;
+}
+
+# And by the library that its authors publish, where npm can be asked for it.
+my $library = $t->path('library');
+my ($no_library) = $t->run('npm', 'install', '--silent', '--no-save', '--prefix', $library, 'standardwebhooks@1.0.0');
+sub library_says
+{
+    my ($asked, $secret) = @_;
+    $t->write('verify.js', <<'END');
+const { Webhook } = require(process.argv[2] + '/node_modules/standardwebhooks');
+const a = JSON.parse(require('fs').readFileSync(0, 'latin1'));
+try { new Webhook(a.secret).verify(Buffer.from(a.body, 'latin1').toString(), a); console.log('verified'); } catch (e) { console.log(e.name); }
+END
+    my %all = (%{ $asked->{headers} }, secret => $secret, body => $asked->{body});
+    my ($code, $out, $err) = $t->run({ stdin => JSON::PP->new->latin1->encode({ map { $_ => "$all{$_}" } keys %all }) }, 'node', $t->path('verify.js'), $library);
+    chomp $out;
+    return $out || $err;
 }
 
 # --- what arrives -------------------------------------------------------------------------------------------------------
@@ -66,6 +84,12 @@ is_deeply([sort keys %{ JSON::PP::decode_json($asked->{body}) }], [qw(data times
 is(verified($asked, $ok->{secret}), '1 1', 'and verifies');
 ok(abs($asked->{headers}{'webhook-timestamp'} - time) < 300, 'signed now');
 is(verified({ %$asked, body => "$asked->{body} " }, $ok->{secret}), '0 1', 'another body does not');
+SKIP: {
+    skip 'npm or its registry is not there', 3 if $no_library;
+    is(library_says($asked, $ok->{secret}), 'verified', 'the library says so, too');
+    is(library_says({ %$asked, body => "$asked->{body} " }, $ok->{secret}), 'WebhookVerificationError', 'of another body not');
+    is(library_says($asked, 'whsec_' . 'A' x 43 . '='), 'WebhookVerificationError', 'nor by another secret');
+}
 
 # --- an order of test mode, to merchant and affiliate ---------------------------------------------------------------------
 
