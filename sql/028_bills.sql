@@ -400,7 +400,7 @@ $$;
 create function affiliate.bill_state(b affiliate.bill, p_paid bigint)
 returns text
 language sql stable
-return case when b.total_minor <= 0 then 'credit'
+return case when b.total_minor < 0 then 'credit'
             when p_paid >= b.total_minor then 'paid'
             when b.due_on < (now() at time zone 'UTC')::date then 'overdue'
             when p_paid > 0 then 'part_paid'

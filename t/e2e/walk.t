@@ -26,6 +26,7 @@ $t->api_start(
         api => { rate => 0, rate_address => 0 },
         mail => { maildir => $t->path('state/mails'), from => 'Affiliates <no-reply@network.example>', site => 'https://network.example' },
         sites => { interval => '100ms', dns_server => $sites->dns },
+        partitions => { interval => '1s' },
     });
 
 # The newest letter to an address whose subject or text matches.
@@ -473,6 +474,33 @@ is($code, 0, 'and the books are right') or diag($out);
     is($admin->get("/admin/payouts/$payout")->{json}{draws}[0]{merchant}, $shop, 'whose money it was');
     is($admin->patch('/admin/rail-maps/bank', { totals => JSON::PP::false })->{json}{totals}, JSON::PP::false, 'what a bank\'s file looks like');
     is(scalar($admin->pages('/admin/rail-maps')), 5, 'rail by rail');
+
+    # The shop's bills: of test orders at once, of live ones after the month.
+    my $test = '?livemode=false';
+    is(problem($admin->patch('/admin/bill-policy', { seller_name => 'The Network Pvt Ltd', seller_address => 'Kathmandu' })), 200, 'who sends bills');
+    is($admin->get('/admin/bill-policy')->{json}{seller_address}, 'Kathmandu', 'is shown');
+    refused($manager->post("$m/bills", { currency => 'NPR' }), '403 test_mode_only', 'live bills are made by themselves');
+    my $bill = $manager->post("$m/bills$test", { currency => 'NPR' })->{json};
+    is("$bill->{total} $bill->{state}", '0.00 paid', 'a bill of the test order, and of its refund');
+    like($manager->get("$m/bills/$bill->{bill}/print$test")->{body}, qr/Invoice \(test\).*Himal Pvt Ltd.*T-1/s, 'to print');
+    $t->psql(<<'END');
+set session_replication_role = replica;
+update affiliate.transfer set created_at = created_at - interval '65 days' where livemode and cause_kind in (1, 2);
+update affiliate.account set created_at = created_at - interval '65 days' where livemode and kind = 'owed';
+END
+    $t->wait_until('two months later, a bill', sub { ($bill) = $owner->pages("$m/bills") });
+    is("$bill->{commission} $bill->{fee} $bill->{total} $bill->{state}", '432.00 86.40 518.40 issued', 'of what stuck, and the network\'s fee');
+    like(letter('maya@himal.example', qr/Bill INV-/)->{text}, qr/518\.40 NPR/, 'which a letter tells');
+    my %lines = map { $_->{order} => $_->{commission} } $owner->pages("$m/bills/$bill->{bill}/lines");
+    is($lines{stuck}, '120.00', 'order by order');
+    like($owner->get("$m/bills/$bill->{bill}/print")->{body}, qr/Invoice INV-.*The Network Pvt Ltd.*518\.40 NPR.*by-hand/s, 'to print');
+    my %paid = (currency => 'NPR', paid_on => $t->value('select current_date'), method => 'cheque');
+    my $payment = $admin->post("/admin$m/bill-payments", { amount => '518.40', %paid })->{json}{payment};
+    is($owner->get("$m/bills/$bill->{bill}")->{json}{state}, 'paid', 'paid');
+    is(problem($admin->post("/admin$m/bill-payments/$payment/reverse", { reason => 'The cheque bounced.' })), 200, 'not after all');
+    is(($admin->pages('/admin/bills?state=issued'))[0]{number}, $bill->{number}, 'it is open again');
+    is($admin->post("/admin$m/bill-payments", { amount => '518.40', %paid, method => 'bank transfer' })->{status}, 201, 'then it is');
+    is(scalar($owner->pages("$m/bill-payments")), 2, 'payments');
 
     # What was paid and is refunded then is taken off what comes next.
     is(problem($manager->post("$m/orders/by-hand/return", { reason => $reason })), 200, 'an order comes back that was paid for');
