@@ -357,6 +357,7 @@ create table affiliate.order_fact (
     has_report              boolean not null,
     other_click             boolean not null,
     refund_currency         boolean not null,
+    fraud_held              boolean not null default false,
     verdict                 smallint,
     customer                smallint not null,
     revision                integer not null,
@@ -425,6 +426,7 @@ comment on column affiliate.order_fact.amount_minor is 'Of the latest report tha
 comment on column affiliate.order_fact.refunded_minor is 'Sum of its distinct partial refunds';
 comment on column affiliate.order_fact.refund_currency is 'True if a refund is in another currency than the order';
 comment on column affiliate.order_fact.inactive is 'Who was suspended at the earliest report: inactive_merchant, inactive_campaign, inactive_affiliate';
+comment on column affiliate.order_fact.fraud_held is 'True if its earliest report lay in a time in which its affiliate''s orders are held; see fraud_hold';
 comment on column affiliate.order_fact.item_numerator is 'Commission of its items as a fraction, before refunds; null if it named none';
 comment on column affiliate.order_fact.hold_until is 'Where its row in hold is, if it was held when last decided';
 comment on column affiliate.order_fact.reversed_minor is 'Commission that its cancellation, return or refunds took, null if none; see reversed_minor()';

@@ -183,13 +183,20 @@ return case
            when p_missing_amount then 'missing_amount'
        end;
 
+-- What holds an affiliate's orders while a case of fraud is open holds only what nothing else speaks against, and a review lifts it.
+-- The word tells nobody of the case.
+create function affiliate.held_problem(p_found text, p_held boolean, p_review_decision text)
+returns text
+language sql immutable parallel safe
+return case when p_found is null and p_held and p_review_decision is null then 'under_review' else p_found end;
+
 -- accepted, review or rejected.
 create function affiliate.outcome_of(p_problem text)
 returns text
 language sql immutable parallel safe
 return case
            when p_problem is null then 'accepted'
-           when p_problem in ('duplicate_order', 'suspect_click', 'refund_currency', 'missing_amount') then 'review'
+           when p_problem in ('duplicate_order', 'suspect_click', 'refund_currency', 'missing_amount', 'under_review') then 'review'
            else 'rejected'
        end;
 
@@ -294,6 +301,7 @@ return case p_reason
            when 'suspect_click' then 'The click looked suspicious; the order has to be reviewed.'
            when 'refund_currency' then 'A refund is in another currency than the order; it has to be reviewed.'
            when 'missing_amount' then 'The order was approved without an amount; it has to be reviewed.'
+           when 'under_review' then 'The order has to be reviewed before its commission can become payable.'
            when 'unknown_merchant' then 'There is no merchant with this id.'
            when 'idempotency_conflict' then 'The idempotency key was used before with another body.'
            when 'invalid_record' then 'A field of the record is missing or out of its range.'

@@ -424,7 +424,7 @@ begin
     -- who clicked before it was valid has no terms, but a campaign.
     ground as (
         select p.merchant_id, p.campaign_key, p.affiliate_key,
-               m.suspended as merchant_suspended, c.suspended as campaign_suspended, a.suspended as affiliate_suspended,
+               m.suspended as merchant_suspended, c.suspended as campaign_suspended, a.suspended as affiliate_suspended, h.held,
                c.currency as campaign_currency,
                t.terms_id, t.rate_basis_points, t.rate_flat_minor, t.fee_basis_points, t.fee_flat_minor, t.hold,
                t.attribution_window, t.minimum_click_to_order, t.version, t.valid_from,
@@ -455,6 +455,12 @@ begin
                    offset 0
                ) a on true
           left join lateral (
+                   select h.held
+                     from affiliate.fraud_hold h
+                    where h.affiliate_id = p.affiliate_key
+                   offset 0
+               ) h on true
+          left join lateral (
                    select t.*, t as version
                      from affiliate.terms t
                     where t.merchant_id = p.merchant_id and t.campaign_id = p.campaign_key
@@ -471,7 +477,8 @@ begin
                    when g.merchant_suspended @> f.reported_at then 'inactive_merchant'
                    when g.campaign_suspended @> f.reported_at then 'inactive_campaign'
                    when g.affiliate_suspended @> f.reported_at then 'inactive_affiliate'
-               end as inactive
+               end as inactive,
+               coalesce(f.livemode and g.held @> f.reported_at, false) as fraud_held
           from fact f
           join ground g
             on g.merchant_id = f.merchant_id and g.campaign_key = f.campaign_key
@@ -498,7 +505,7 @@ begin
     ),
     forced as (
         select w.*,
-               case when w.livemode then w.found
+               case when w.livemode then affiliate.held_problem(w.found, w.fraud_held, w.review_decision)
                     else affiliate.test_problem(w.order_id, w.found, w.review_decision) end as problem
           from weighed w
         offset 0
@@ -549,7 +556,7 @@ begin
     due as (
         select distinct on (e.merchant_id, e.livemode, e.order_id)
                e.merchant_id, e.livemode, e.order_id, e.order_no, e.revision,
-               e.has_report, e.other_click, e.refund_currency, e.verdict, e.customer,
+               e.has_report, e.other_click, e.refund_currency, e.fraud_held, e.verdict, e.customer,
                e.reported_at, e.clicked_at, e.approved_at, e.cancelled_at, e.returned_at,
                e.click_id, e.link_id, e.campaign_id, e.affiliate_id, e.terms_id,
                e.amount_minor, e.currency, e.refunded_minor, e.inactive, e.click_problem,
@@ -571,7 +578,7 @@ begin
     decided as (
         insert into affiliate.order_fact
               (merchant_id, livemode, order_id, order_no, revision,
-               has_report, other_click, refund_currency, verdict, customer,
+               has_report, other_click, refund_currency, fraud_held, verdict, customer,
                reported_at, clicked_at, approved_at, cancelled_at, returned_at,
                click_id, link_id, campaign_id, affiliate_id, terms_id,
                amount_minor, currency, refunded_minor, inactive, click_problem,
@@ -581,7 +588,7 @@ begin
                reversed_minor, sub_id, item_sku, item_quantity, item_amount)
         select d.merchant_id, d.livemode, d.order_id,
                coalesce(d.order_no, nextval('affiliate.order_no_seq')), d.revision + 1,
-               d.has_report, d.other_click, d.refund_currency, d.verdict, d.customer,
+               d.has_report, d.other_click, d.refund_currency, d.fraud_held, d.verdict, d.customer,
                d.reported_at, d.clicked_at, d.approved_at, d.cancelled_at, d.returned_at,
                d.click_id, d.link_id, d.campaign_id, d.affiliate_id, d.terms_id,
                d.amount_minor, d.currency, d.refunded_minor, d.inactive, d.click_problem,
@@ -595,13 +602,14 @@ begin
             -- By its number, which only a known order has already: that one is locked. A new order that somebody else inserts
             -- meanwhile is no such conflict but an error, and is not locked: whoever waits for an insert must hold no order.
             on conflict (merchant_id, order_no) do update
-           set (revision, has_report, other_click, refund_currency, verdict, customer, reported_at, clicked_at,
+           set (revision, has_report, other_click, refund_currency, fraud_held, verdict, customer, reported_at, clicked_at,
                 approved_at, cancelled_at, returned_at, click_id, link_id, campaign_id, affiliate_id, terms_id,
                 amount_minor, currency, refunded_minor, inactive, click_problem, outcome, problem,
                 item_numerator, item_denominator, posted_affiliate_id, posted_commission_minor, posted_fee_minor,
                 posted_payable, posted_currency, hold_until,
                 reversed_minor, sub_id, item_sku, item_quantity, item_amount) =
-               row (excluded.revision, excluded.has_report, excluded.other_click, excluded.refund_currency, excluded.verdict,
+               row (excluded.revision, excluded.has_report, excluded.other_click, excluded.refund_currency, excluded.fraud_held,
+                excluded.verdict,
                 excluded.customer, excluded.reported_at, excluded.clicked_at, excluded.approved_at, excluded.cancelled_at,
                 excluded.returned_at, excluded.click_id, excluded.link_id, excluded.campaign_id, excluded.affiliate_id,
                 excluded.terms_id, excluded.amount_minor, excluded.currency, excluded.refunded_minor, excluded.inactive,

@@ -408,7 +408,7 @@ begin
               offset 0
            ) w
      cross join lateral (
-               select case when o.livemode then w.found
+               select case when o.livemode then affiliate.held_problem(w.found, o.fraud_held, o.review_decision)
                            else affiliate.test_problem(o.order_id, w.found, o.review_decision) end as problem
               offset 0
            ) p
@@ -542,6 +542,7 @@ begin
     return query select * from affiliate.audit_payouts(p_since);
     return query select * from affiliate.audit_bills(p_since);
     return query select * from affiliate.audit_npi(p_since);
+    return query select * from affiliate.audit_fraud(p_since);
     return query select * from affiliate.audit_rollups(p_since);
 end
 $$;

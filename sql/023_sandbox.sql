@@ -138,7 +138,7 @@ $$;
 create function affiliate.order_problems()
 returns text[]
 language sql immutable parallel safe
-return '{unknown_click,foreign_click,expired_click,wrong_livemode,bot_click,preview_click,prefetch_click,inactive_merchant,inactive_campaign,inactive_affiliate,no_terms,outside_attribution_window,too_fast,wrong_currency,review_rejected,above_limit,duplicate_order,suspect_click,refund_currency,missing_amount}'::text[];
+return '{unknown_click,foreign_click,expired_click,wrong_livemode,bot_click,preview_click,prefetch_click,inactive_merchant,inactive_campaign,inactive_affiliate,no_terms,outside_attribution_window,too_fast,wrong_currency,review_rejected,above_limit,duplicate_order,suspect_click,refund_currency,missing_amount,under_review}'::text[];
 
 -- What an order id in test mode asks for; null if it is no magic one. Each may go on with a dash and anything:
 --

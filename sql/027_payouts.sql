@@ -372,10 +372,11 @@ $$;
 -- What speaks against paying: for a person to weigh, nothing is decided by it.
 create function affiliate.payout_signals(p affiliate.payout)
 returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
-    select coalesce(jsonb_agg(jsonb_build_object('signal', s.signal, 'detail', s.detail)), '[]')
+begin
+    return (select coalesce(jsonb_agg(jsonb_build_object('signal', s.signal, 'detail', s.detail)), '[]')
       from (
             select 'same_destination' as signal, format('affiliate %s has the same account', string_agg(distinct m.affiliate_id::text, ', ')) as detail
               from affiliate.payout_method m
@@ -395,7 +396,11 @@ as $$
             select 'in_review', format('%s orders of this affiliate are in review', count(*))
               from affiliate.order_fact o
              where o.affiliate_id = p.affiliate_id and o.livemode = p.livemode and o.outcome = 'review'
-            having count(*) > 0) s
+            having count(*) > 0
+             union all
+            select 'fraud_case', f.detail
+              from affiliate.fraud_signals(p.affiliate_id, p.livemode) f) s);
+end
 $$;
 
 create function affiliate.payout_batch_json(b affiliate.payout_batch)
