@@ -778,3 +778,252 @@ $$;
 select affiliate.fence(t, p_merchant => null)
   from unnest(array['affiliate.fraud_case', 'affiliate.fraud_rule', 'affiliate.fraud_hold']::regclass[]) t;
 grant select on affiliate.fraud_rule_kind, affiliate.fraud_threshold to affiliate_tenant;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Operations
+-- ---------------------------------------------------------------------------------------------------------------
+
+create function affiliate.fraud_rule_json(r affiliate.fraud_rule)
+returns jsonb
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select jsonb_build_object(
+        'rule', r.rule,
+        'sentence', k.sentence,
+        'version', r.rule_version,
+        'level', r.level,
+        'thresholds', r.thresholds,
+        'active', r.active,
+        'shadow', r.shadow,
+        'quiet_days', extract(epoch from r.quiet)::bigint / 86400,
+        'valid_from', r.valid_from,
+        'user', r.user_id,
+        'reason', r.reason)
+      from affiliate.fraud_rule_kind k
+     where k.rule = r.rule
+$$;
+
+create function affiliate.fraud_case_json(c affiliate.fraud_case)
+returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    return jsonb_build_object(
+        'case', c.case_id,
+        'rule', c.rule,
+        'rule_version', c.rule_version,
+        'level', c.level,
+        'shadow', c.shadow,
+        'affiliate', c.affiliate_id,
+        'affiliate_name', (select a.name from affiliate.affiliate a where a.affiliate_id = c.affiliate_id),
+        'merchant', c.merchant_id,
+        'campaign', c.campaign_id,
+        'figures', c.figures,
+        'sentence', c.sentence,
+        'state', c.state,
+        'opened_at', c.opened_at,
+        'decided_at', c.decided_at,
+        'user', c.user_id,
+        'reason', c.reason,
+        'version', c.version);
+end
+$$;
+
+create function affiliate.find_fraud_rule(p_request jsonb)
+returns affiliate.fraud_rule
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    r affiliate.fraud_rule := affiliate.fraud_rule_now(affiliate.text_field(p_request, 'rule', 50));
+begin
+    if r.rule is null then
+        perform affiliate.problem(404, 'not_found', 'There is no such rule.');
+    end if;
+    return r;
+end
+$$;
+
+-- The next version of a rule: what the request does not name stays as it is.
+create function affiliate.change_fraud_rule(p_actor affiliate.actor, p_request jsonb)
+returns jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    before affiliate.fraud_rule;
+    after affiliate.fraud_rule;
+    days bigint := affiliate.integer_field(p_request, 'quiet_days', 1, 365);
+begin
+    perform from affiliate.fraud_rule_kind k where k.rule = p_request ->> 'rule' for update;
+    before := affiliate.find_fraud_rule(p_request);
+    perform affiliate.check_version(p_request, before.rule_version);
+    if p_request ? 'thresholds' and jsonb_typeof(p_request -> 'thresholds') <> 'object' then
+        perform affiliate.refuse('thresholds', 'must be an object');
+    end if;
+    insert into affiliate.fraud_rule (rule, rule_version, level, thresholds, active, shadow, quiet, user_id, reason)
+    values (before.rule, before.rule_version + 1,
+            coalesce(affiliate.form_field(p_request, 'level', 10, '^(record|review|reject)$', 'must be record, review or reject'), before.level),
+            coalesce(p_request -> 'thresholds', before.thresholds),
+            coalesce(affiliate.boolean_field(p_request, 'active'), before.active),
+            coalesce(affiliate.boolean_field(p_request, 'shadow'), before.shadow),
+            coalesce(days * interval '24 hours', before.quiet), p_actor.user_id, affiliate.text_field(p_request, 'reason', 1000))
+    returning * into after;
+    perform affiliate.record(p_actor, 'fraud_rule.update', 'fraud_rule', after.rule, affiliate.fraud_rule_json(before),
+                             affiliate.fraud_rule_json(after), after.reason);
+    return affiliate.fraud_rule_json(after);
+end
+$$;
+
+create function affiliate.decide_fraud_case(p_actor affiliate.actor, p_request jsonb, p_state text)
+returns jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    return affiliate.fraud_case_json(affiliate.decide_case(
+        p_actor, affiliate.id_field(p_request, 'case'), p_state, affiliate.text_field(p_request, 'reason', 1000)));
+end
+$$;
+
+-- Of what is asked for, or else of the version in force.
+create function affiliate.preview_fraud_rule(p_actor affiliate.actor, p_request jsonb)
+returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    r affiliate.fraud_rule := affiliate.find_fraud_rule(p_request);
+begin
+    return jsonb_build_object('rule', r.rule, 'version', r.rule_version)
+        || affiliate.fraud_preview(r.rule, r.thresholds, coalesce(affiliate.integer_field(p_request, 'days', 1, 90), 30)::integer);
+end
+$$;
+
+select affiliate.enter_as_owner('affiliate.fraud_run(integer)');
+select affiliate.enter_as_tenant(
+    'affiliate.fraud_signals(bigint, boolean)',
+    'affiliate.change_fraud_rule(affiliate.actor, jsonb)',
+    'affiliate.decide_fraud_case(affiliate.actor, jsonb, text)',
+    'affiliate.preview_fraud_rule(affiliate.actor, jsonb)');
+
+create function affiliate.api_fraud_rule_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request);
+    return query select affiliate.page(p_actor, p_request,
+        'select affiliate.fraud_rule_now(k.rule) as r, k.place, k.rule from affiliate.fraud_rule_kind k',
+        'affiliate.fraud_rule_json(x.r)', '{place smallint}', 'rule text');
+end
+$$;
+
+create function affiliate.api_fraud_rule_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    r affiliate.fraud_rule;
+begin
+    perform affiliate.check_request(p_request, '{rule}');
+    r := affiliate.find_fraud_rule(p_request);
+    perform affiliate.answer_version(r.rule_version);
+    return next affiliate.fraud_rule_json(r);
+end
+$$;
+
+create function affiliate.api_fraud_rule_update(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{rule,reason}', '{level,thresholds,active,shadow,quiet_days}');
+    return next affiliate.change_fraud_rule(p_actor, p_request);
+end
+$$;
+
+create function affiliate.api_fraud_rule_preview(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{rule}', '{days}');
+    return next affiliate.preview_fraud_rule(p_actor, p_request);
+end
+$$;
+
+create function affiliate.api_fraud_case_list(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_page(p_request, '{state,rule,level,affiliate,shadow}');
+    return query select affiliate.page(p_actor, p_request,
+        'select c, c.case_id as "case", c.opened_at from affiliate.fraud_case c where '
+        || concat_ws(' and ', '$1.livemode',
+               'c.state = ' || quote_literal(affiliate.form_field(p_request, 'state', 20, '^(open|confirmed|dismissed|expired)$',
+                                                                  'must be open, confirmed, dismissed or expired')),
+               'c.level = ' || quote_literal(affiliate.form_field(p_request, 'level', 10, '^(record|review|reject)$',
+                                                                  'must be record, review or reject')),
+               'c.rule = ' || quote_literal(affiliate.text_field(p_request, 'rule', 50)),
+               'c.affiliate_id = ' || affiliate.id_field(p_request, 'affiliate'),
+               'c.shadow = ' || quote_literal(affiliate.boolean_field(p_request, 'shadow'))),
+        'affiliate.fraud_case_json(x.c)', '{-opened_at timestamptz}', 'case bigint');
+end
+$$;
+
+create function affiliate.api_fraud_case_show(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+declare
+    c affiliate.fraud_case;
+begin
+    perform affiliate.check_request(p_request, '{case}');
+    select * into c from affiliate.fraud_case x where x.case_id = affiliate.id_field(p_request, 'case');
+    if not found then
+        perform affiliate.problem(404, 'not_found', 'There is no such case.');
+    end if;
+    perform affiliate.answer_version(c.version);
+    return next affiliate.fraud_case_json(c);
+end
+$$;
+
+create function affiliate.api_fraud_case_confirm(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{case,reason}');
+    return next affiliate.decide_fraud_case(p_actor, p_request, 'confirmed');
+end
+$$;
+
+create function affiliate.api_fraud_case_dismiss(p_actor affiliate.actor, p_request jsonb)
+returns setof jsonb
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    perform affiliate.check_request(p_request, '{case,reason}');
+    return next affiliate.decide_fraud_case(p_actor, p_request, 'dismissed');
+end
+$$;
+
+select affiliate.operation(o, actors => '{admin}')
+  from unnest('{fraud_rule_list,fraud_rule_show,fraud_rule_preview,fraud_case_list,fraud_case_show}'::text[]) o;
+select affiliate.operation('fraud_rule_update', actors => '{admin}', mutates => true);
+select affiliate.operation(o, actors => '{admin}', creates => true)
+  from unnest('{fraud_case_confirm,fraud_case_dismiss}'::text[]) o;
+
+select affiliate.seal_operations();
