@@ -1,7 +1,7 @@
 /*
  * What time brings: partitions of the coming days exist ahead of them, those beyond retention go,
- * counts of days that are over move into spans, and bills of months that are over are made. Safe
- * beside other daemons.
+ * counts of days that are over move into spans, bills of months that are over are made, and rules
+ * look for fraud. Safe beside other daemons.
  */
 
 #include "worker/role.h"
@@ -14,6 +14,9 @@
 
 /* Each holds the account of what its merchant owes until the commit. */
 #define BILLS_AT_ONCE "1"
+
+/* Settled again in one transaction, because of a case. */
+#define FRAUD_ORDERS "1000"
 
 static bool
 partitions_maintain(struct role *role, PGconn *pg)
@@ -99,6 +102,34 @@ partitions_bill(struct role *role, PGconn *pg)
     return true;
 }
 
+/* Rules are looked through once a turn; orders follow from what was decided, some at a time. */
+static bool
+partitions_fraud(struct role *role, PGconn *pg)
+{
+    long long orders = 1;
+
+    while (orders > 0 && !role_should_end(role)) {
+        struct pg_error error;
+        PGresult *result = pg_query(pg,
+            "select opened, expired, orders from affiliate.fraud_run(" FRAUD_ORDERS ")", 0, NULL, 0,
+            &error);
+
+        if (result == NULL) {
+            return role_failed_pg(role, "looking for fraud", &error);
+        }
+
+        if (strcmp(PQgetvalue(result, 0, 0), "0") != 0) {
+            log_info("fraud rules opened %s cases", PQgetvalue(result, 0, 0));
+        }
+
+        orders = strtoll(PQgetvalue(result, 0, 2), NULL, 10);
+        PQclear(result);
+        role_count(role, COUNTER_TRANSACTIONS, 1);
+    }
+
+    return true;
+}
+
 /* A connection for each turn: there is an hour between two. */
 static bool
 partitions_serve(struct role *role)
@@ -112,8 +143,8 @@ partitions_serve(struct role *role)
             return role_failed_pg(role, "connecting", &error);
         }
 
-        ok =
-            partitions_maintain(role, pg) && partitions_fold(role, pg) && partitions_bill(role, pg);
+        ok = partitions_maintain(role, pg) && partitions_fold(role, pg) &&
+             partitions_bill(role, pg) && partitions_fraud(role, pg);
         PQfinish(pg);
         if (!ok) {
             return false;

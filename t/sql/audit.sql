@@ -2,7 +2,7 @@
 
 \ir support/fixture.psql
 
-select plan(62);
+select plan(63);
 
 select pg_temp.click(1) \g /dev/null
 select pg_temp.stage(jsonb_build_object('order', n, 'status', 'approved', 'amount', 10000, 'key', 'k' || n,
@@ -109,6 +109,7 @@ insert into planted values
     ('insert into affiliate.payout_batch (reference, kind, provider, livemode, currency, state, maker, checker, file, file_sha256) values (''B'', ''bank'', ''csv'', true, ''NPR'', ''processing'', 1, 2, ''x'', ''y'')', 'file is what was made'),
     ('insert into affiliate.bill (merchant_id, bill_id, number, livemode, currency, period_from, period_until, lines, commission_minor, fee_minor, vat_basis_points, vat_minor, total_minor, '
      'seller, buyer, due_on) values (900001, 1, ''INV-2031-000001'', true, ''NPR'', ''2031-01-01'', ''2031-02-01'', 1, 5, 1, 0, 0, 6, ''{}'', ''{}'', ''2031-02-15'')', 'bill is the sum of its lines'),
+    ('insert into affiliate.fraud_hold (affiliate_id, held) values (900011, ''{[2026-01-01,)}'')', 'what is held follows from the cases'),
     ('insert into affiliate.bill_number values (true, 2031, 5)', 'numbers of bills have no gaps'),
     ('insert into affiliate.bill_payment (merchant_id, livemode, currency, amount_minor, paid_on, method) values (900001, true, ''NPR'', 5, ''2031-01-01'', ''cash'')', 'what is owed is on bills'),
     ('insert into affiliate.bill_payment (merchant_id, livemode, currency, amount_minor, paid_on, method) values (900001, true, ''NPR'', 5, ''2031-01-01'', ''cash'')', 'bill and payment are in the ledger'),
