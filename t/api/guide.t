@@ -149,7 +149,7 @@ my @order = map { "order_$_->[0]" } $t->rows(q{
 my %general = map { $_ => 1 } qw(not_found forbidden precondition_failed in_flight);
 my %of_c = (
     session_create => [qw(totp_required too_many_attempts)],
-    map { $_ => [qw(malformed_csv too_many_rows)] } qw(import_create order_import_create reconciliation_create),
+    map { $_ => [qw(malformed_csv too_many_rows)] } qw(import_create order_import_create payout_result_create reconciliation_create),
 );
 
 # Its function can tell, but only when another operation calls it.

@@ -25,8 +25,11 @@ my $load = Affiliated::Load->begin(clients => 2, may_drop => 1,
     nginx => { spool => 'max_size=64m segment=256k sync=200ms' });
 my $t = $load->{t};
 $t->daemon_stop;
-$t->daemon_start(roles => [qw(clicks conversions holds projection partitions mail)], conf => { mail => {
+$t->daemon_start(roles => [qw(clicks conversions holds projection partitions mail webhooks)], conf => { webhooks => { interval => '100ms', timeout => '1s' }, mail => {
     maildir => $t->path('state/mails'), from => 'no-reply@network.example', site => 'https://network.example', interval => '100ms' } });
+# Its secret can't be opened: each delivery is a try that failed, without a call.
+$t->psql(q{insert into affiliate.endpoint (kind, merchant_id, livemode, url, types, secret)
+    select 'webhook', min(merchant_id), false, 'http://hooks.example/', '{order.pending}', 'ff' from affiliate.merchant});
 my %file = (nginx => $t->{module}, daemon => $t->_affiliated);
 my %points = map { $_ => [points($file{$_})] } keys %file;
 
@@ -81,6 +84,7 @@ sub bites
         }
         # Nobody under load is mailed anything.
         $t->psql(q{select affiliate.notify(null, 'already_registered', '{"to": "asha@example.com"}')}) if $points{$name}[$number] =~ /^mail/ && $tick % 10 == 1;
+        $t->psql(q{select affiliate.emit('order.pending', merchant_id, null, false, 'x', '{}') from affiliate.endpoint}) if $points{$name}[$number] =~ /^webhooks/ && $tick % 10 == 1;
         # A segment that is to be released has to fill first, in a worker that lives so long.
         poke($name) if $tick % 40 == 20 && $points{$name}[$number] ne 'spool.released';
         sleep 0.05;
