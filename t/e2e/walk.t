@@ -511,6 +511,23 @@ END
 ($code, $out) = $t->cli('audit');
 is($code, 0, 'and the books are right') or diag($out);
 
+# --- fraud review ----------------------------------------------------------------------------------------------------------------
+
+# Two affiliates with one account: a case about each, in shadow, so that nothing follows before a person has looked.
+{
+    my $rule = '/admin/fraud-rules/duplicate_destination';
+    is(scalar($admin->pages('/admin/fraud-rules')), 7, 'rules');
+    is($admin->get($rule)->{json}{shadow}, JSON::PP::true, 'in shadow');
+    is(problem($manager->post('/affiliate/payout-methods', { kind => 'bank', holder => 'Books', account => '0123456789', bank => 'Nabil' })), 201, 'the same account');
+    my @cases;
+    $t->wait_until('cases', sub { @cases = $admin->pages('/admin/fraud-cases?state=open&rule=duplicate_destination'); return @cases == 2 });
+    is($admin->get("/admin/fraud-cases/$cases[0]{case}")->{json}{rule}, 'duplicate_destination', 'a case');
+    is(problem($admin->get("$rule/preview?days=30")), 200, 'what it would have held');
+    is($admin->post("/admin/fraud-cases/$cases[0]{case}/dismiss", { reason => 'A family' })->{json}{state}, 'dismissed', 'one is dismissed');
+    is($admin->post("/admin/fraud-cases/$cases[1]{case}/confirm", { reason => 'One person' })->{json}{state}, 'confirmed', 'one is confirmed');
+    is($admin->patch($rule, { active => JSON::PP::false, reason => 'Families' })->{json}{version}, 2, 'the rule rests');
+}
+
 # --- suspension, and the end ---------------------------------------------------------------------------------------------------
 
 for (["/admin$m", $link->{short_url}], ["/admin/affiliates/$asha_id", $link->{short_url}]) {
