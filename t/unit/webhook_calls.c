@@ -22,11 +22,11 @@ test_sign(void **state)
 
     sign_secret_text(secret, text);
     assert_string_equal(text, "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
-    assert_true(sign_webhook(secret, "evt_00112233445566778899aabbccddeeff", 1764000000,
-        aff_slice_of(body), signature));
+    assert_true(sign_webhook(
+        secret, "evt_00112233445566778899aabbccddeeff", 1764000000, aff_slice_of(body), signature));
     assert_string_equal(signature, "v1,m2ZDCbII1FE7EuX31BsSFW4Mq+4Ya1EDvhgFxiBs3ow=");
-    assert_true(sign_webhook(secret, "evt_00112233445566778899aabbccddeeff", 1764000001,
-        aff_slice_of(body), signature));
+    assert_true(sign_webhook(
+        secret, "evt_00112233445566778899aabbccddeeff", 1764000001, aff_slice_of(body), signature));
     assert_string_not_equal(signature, "v1,m2ZDCbII1FE7EuX31BsSFW4Mq+4Ya1EDvhgFxiBs3ow=");
 }
 
@@ -53,14 +53,16 @@ test_macros(void **state)
     (void) state;
     expand("", "");
     expand("https://a.example/?x=1", "https://a.example/?x=1");
-    expand("https://a.example/{status}?s={sub1}#", "https://a.example/approved?s=a%20b%26c%3D%E0%A4%A8%2F%22%25#");
+    expand("https://a.example/{status}?s={sub1}#",
+        "https://a.example/approved?s=a%20b%26c%3D%E0%A4%A8%2F%22%25#");
     expand("{sub2}{none}{number}|", "|");
     expand("{status}{status}", "approvedapproved");
     expand("{", "{");
     expand("}{status", "}{status");
     expand("{{status}}", "{approved}");
     expand("{}", "");
-    expand("{a_name_that_is_longer_than_any_macro_is}", "{a_name_that_is_longer_than_any_macro_is}");
+    expand(
+        "{a_name_that_is_longer_than_any_macro_is}", "{a_name_that_is_longer_than_any_macro_is}");
 }
 
 int

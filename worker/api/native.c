@@ -8,8 +8,8 @@
 #include "worker/api/password.h"
 #include "worker/api/seal.h"
 #include "worker/api/totp.h"
-#include "worker/webhook/sign.h"
 #include "worker/token.h"
+#include "worker/webhook/sign.h"
 
 #include <openssl/crypto.h>
 #include <openssl/hmac.h>

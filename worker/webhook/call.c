@@ -180,7 +180,9 @@ call_judge(const struct call *call, CURLcode code)
     ok = status >= 200 && status < 300;
     said = json_pack("{s:b, s:b, s:I, s:I}", "ok", ok, "gone", status == 410, "latency_ms",
         (json_int_t) (clock_monotonic_ms() - call->begun_ms), "retry_after",
-        (json_int_t) (retry_after < 0 ? 0 : retry_after > 86400 ? 86400 : retry_after));
+        (json_int_t) (retry_after < 0       ? 0
+                      : retry_after > 86400 ? 86400
+                                            : retry_after));
     if (status != 0) {
         json_object_set_new(said, "status", json_integer(status));
         json_object_set_new(said, "answer", call_answer(call));

@@ -38,7 +38,8 @@ struct call {
 };
 
 /* Makes call->curl ready; what `request` points to may go then. False: no memory. */
-bool call_prepare(struct call *call, const struct config *config, const struct call_request *request);
+bool call_prepare(
+    struct call *call, const struct config *config, const struct call_request *request);
 
 /* What became of it, as webhook_done() takes it, without delivery and taken. NULL: no memory. */
 json_t *call_judge(const struct call *call, CURLcode code);

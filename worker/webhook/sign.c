@@ -8,7 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
-_Static_assert(TEXT_BASE64_CHARS(SIGN_SECRET_BYTES) == 43, "32 bytes end in one character of padding");
+_Static_assert(
+    TEXT_BASE64_CHARS(SIGN_SECRET_BYTES) == 43, "32 bytes end in one character of padding");
 
 void
 sign_secret_text(const uint8_t secret[SIGN_SECRET_BYTES], char text[SIGN_SECRET_CHARS + 1])

@@ -106,8 +106,8 @@ static bool
 webhook_uncallable(struct webhooks *hooks, const struct slot *slot, const char *error)
 {
     return webhook_note(hooks, slot,
-        json_pack("{s:b, s:b, s:i, s:i, s:s}", "ok", 0, "gone", 0, "latency_ms", 0, "retry_after", 0,
-            "error", error));
+        json_pack("{s:b, s:b, s:i, s:i, s:s}", "ok", 0, "gone", 0, "latency_ms", 0, "retry_after",
+            0, "error", error));
 }
 
 /* A webhook as Standard Webhooks says. NULL, or why there is none. */
@@ -233,7 +233,8 @@ webhooks_count_said(struct webhooks *hooks)
     size_t index;
     json_t *said;
 
-    json_array_foreach (hooks->said, index, said) {
+    json_array_foreach(hooks->said, index, said)
+    {
         role_count(hooks->role,
             json_is_true(json_object_get(said, "ok")) ? COUNTER_DELIVERED : COUNTER_NOT_DELIVERED,
             1);
@@ -263,8 +264,7 @@ webhooks_tell(struct webhooks *hooks)
         return role_failed(role, "out of memory");
     }
 
-    result =
-        pg_query(hooks->pg, "select affiliate.webhook_done($1::jsonb)", 1, values, 0, &error);
+    result = pg_query(hooks->pg, "select affiliate.webhook_done($1::jsonb)", 1, values, 0, &error);
     free(text);
     if (result == NULL) {
         return role_failed_pg(role, "noting deliveries", &error);
@@ -316,16 +316,16 @@ webhooks_forget(struct webhooks *hooks)
     }
 
     snprintf(keep, sizeof(keep), "%lld ms", (long long) hooks->role->config->webhooks.keep);
-    row = pg_query(
-        hooks->pg, "select affiliate.webhook_forget($1::interval)", 1, values, 0, &error);
+    row =
+        pg_query(hooks->pg, "select affiliate.webhook_forget($1::interval)", 1, values, 0, &error);
     if (row == NULL) {
         return role_failed_pg(hooks->role, "forgetting old events", &error);
     }
 
     /* Many are taken in pieces. */
-    hooks->next_forget_ms = clock_monotonic_ms() + (atoll(PQgetvalue(row, 0, 0)) > 0
-                                                           ? WEBHOOKS_COUNT_MS
-                                                           : WEBHOOKS_FORGET_MS);
+    hooks->next_forget_ms =
+        clock_monotonic_ms() +
+        (atoll(PQgetvalue(row, 0, 0)) > 0 ? WEBHOOKS_COUNT_MS : WEBHOOKS_FORGET_MS);
     PQclear(row);
     return true;
 }
@@ -468,7 +468,8 @@ webhooks_live(struct webhooks *hooks)
         }
 
         /* With more to take and room for it, there is nothing to wait for. */
-        if ((hooks->next_take_ms != 0 || hooks->busy == WEBHOOKS_AT_ONCE) && !webhooks_wait(hooks)) {
+        if ((hooks->next_take_ms != 0 || hooks->busy == WEBHOOKS_AT_ONCE) &&
+            !webhooks_wait(hooks)) {
             return false;
         }
     }
