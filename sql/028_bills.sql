@@ -381,17 +381,26 @@ select affiliate.enter_as_owner('affiliate.issue_bills(integer)');
 -- As people see them
 -- ---------------------------------------------------------------------------------------------------------------
 
--- How much of a bill is paid: payments and credit notes count for the oldest bills first.
+-- What counts for bills: payments and credit notes.
+create function affiliate.bill_credit(p_merchant_id bigint, p_livemode boolean, p_currency text)
+returns numeric
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    select (select coalesce(sum(p.amount_minor), 0) from affiliate.bill_payment p
+             where p.merchant_id = p_merchant_id and p.livemode = p_livemode and p.currency = p_currency and p.reversed_at is null)
+           - (select coalesce(sum(o.total_minor), 0) from affiliate.bill o
+               where o.merchant_id = p_merchant_id and o.livemode = p_livemode and o.currency = p_currency and o.total_minor < 0)
+$$;
+
+-- How much of a bill is paid: the oldest come first.
 create function affiliate.bill_paid(b affiliate.bill)
 returns bigint
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
     select greatest(0, least(greatest(b.total_minor, 0), x.credit - x.before))::bigint
-      from (select (select coalesce(sum(p.amount_minor), 0) from affiliate.bill_payment p
-                     where p.merchant_id = b.merchant_id and p.livemode = b.livemode and p.currency = b.currency and p.reversed_at is null)
-                   - (select coalesce(sum(o.total_minor), 0) from affiliate.bill o
-                       where o.merchant_id = b.merchant_id and o.livemode = b.livemode and o.currency = b.currency and o.total_minor < 0) as credit,
+      from (select affiliate.bill_credit(b.merchant_id, b.livemode, b.currency) as credit,
                    (select coalesce(sum(o.total_minor), 0) from affiliate.bill o
                      where o.merchant_id = b.merchant_id and o.livemode = b.livemode and o.currency = b.currency and o.total_minor > 0
                        and o.bill_id < b.bill_id) as before) x
@@ -561,6 +570,13 @@ begin
     returning * into made;
     perform affiliate.post_transfer(made.merchant_id, made.livemode, made.currency, 4, made.payment_id, 1, 31,
         'platform', 'cash', 0, 'merchant', 'owed', made.merchant_id, made.amount_minor);
+    -- Bills that are paid up to here, and were not before.
+    perform affiliate.emit('bill.paid', x.merchant_id, null, x.livemode, x.number, affiliate.bill_notice(x.b))
+       from (select b.merchant_id, b.livemode, b.number, b, sum(b.total_minor) over (order by b.bill_id) as upto, c.credit
+               from affiliate.bill b
+              cross join affiliate.bill_credit(made.merchant_id, made.livemode, made.currency) c(credit)
+              where b.merchant_id = made.merchant_id and b.livemode = made.livemode and b.currency = made.currency and b.total_minor > 0) x
+      where x.upto <= x.credit and x.upto > x.credit - made.amount_minor;
     perform affiliate.record(p_actor, 'bill_payment.create', 'bill_payment', made.payment_id::text, null, affiliate.bill_payment_json(made));
     return affiliate.bill_payment_json(made);
 end

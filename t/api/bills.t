@@ -78,6 +78,10 @@ is($owner->get("$bill$test")->{json}{paid}, '60.07', 'it counts for the first bi
 is($owner->get("$bill$test")->{json}{state}, 'part_paid', 'a part of it');
 books('a credit note was made');
 
+# Whoever asked is told when one is made, and when one is paid.
+$t->psql("insert into affiliate.endpoint (kind, merchant_id, livemode, url, types, secret) values ('webhook', $w->{merchant}, false, 'http://hooks.example/', '{bill.issued,bill.paid}', 'x')");
+sub told { return $t->value("select coalesce(string_agg(type || ' ' || right(subject, 1), ', ' order by event_id), '') from affiliate.event") }
+
 # --- payments --------------------------------------------------------------------------------------------------------------------------
 
 my $payments = "/admin$m/bill-payments";
@@ -92,9 +96,11 @@ my $first = $admin->post("$payments$test", { amount => '100.00', %cash, referenc
 is(join(' ', @{ $owner->get("$bill$test")->{json} }{qw(paid state)}), '160.07 part_paid', 'a part is paid');
 my $second = $admin->post("$payments$test", { amount => '50.00', %cash })->{json}{payment};
 is(join(' ', @{ $owner->get("$bill$test")->{json} }{qw(paid state)}), '180.07 paid', 'all of it');
+is(told(), 'bill.paid 1', 'which is told');
 keep('1000.00', test => 1, name => 'T-3');
 $r = $owner->post("$m/bills$test", \%npr)->{json};
 is("@{$r}{qw(total paid state)}", '120.00 30.00 part_paid', 'what was too much counts for the next');
+is(told(), 'bill.paid 1, bill.issued 3', 'so is a new one');
 refused($admin->post("$payments/$second/reverse$test", {}), '422 invalid_field', 'a reversal without a reason');
 is($admin->post("$payments/$second/reverse$test", { reason => 'It bounced.' })->{json}{reason}, 'It bounced.', 'a payment bounces');
 is($admin->post("$payments/$second/reverse$test", { reason => 'Again' })->{json}{reason}, 'It bounced.', 'once');

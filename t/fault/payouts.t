@@ -22,6 +22,8 @@ update affiliate.payout_policy set minimum_minor = 1, batch_items = 3, cool_off 
 insert into affiliate.affiliate (affiliate_id, name, user_id) select 910 + n, 'A' || n, u
   from unnest(array[@{[join ',', map { $_->{user} } @affiliates]}]) with ordinality x(u, n);
 insert into affiliate.payout_method (affiliate_id, kind, holder, account, is_default) select 910 + n, 'esewa', 'A' || n, (9841000000 + n)::text, true from generate_series(1, $AFFILIATES) n;
+insert into affiliate.endpoint (kind, affiliate_id, livemode, url, types)
+select 'postback', 910 + n, true, 'https://tracker.example/?p={event_id}', '{payout.requested,payout.approved,payout.paid,payout.failed,payout.rejected,payout.unknown}' from generate_series(1, $AFFILIATES) n;
 create table public.sold as
 select n, 901 + n % 2 as merchant, 911 + n % $AFFILIATES as affiliate, (lpad(to_hex((extract(epoch from now()) - 10000)::bigint * 1000 + n), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid as id
   from generate_series(1, 60) n;
@@ -172,6 +174,13 @@ for (['approve', 'approved_at'], ['export', 'exported_at']) {
     is(join(' ', grep { !$applied{$_} } map { $_->{answer}{result} } done(qr{/results$})), '', 'each answered file was applied');
 }
 is($t->value(q{select count(*) from (select payout_id from affiliate.payout_event where state in ('paid', 'approved', 'processing', 'cancelled') group by payout_id, state having count(*) > 1) x}), 0, 'no step was taken twice');
+is($t->value(q{
+    with step as (select 'payout.' || state as type, payout_id::text as subject, count(*) as times from affiliate.payout_event
+                   where state in ('requested', 'approved', 'paid', 'failed', 'rejected', 'unknown') group by 1, 2),
+         told as (select type, subject, count(*) as times from affiliate.event group by 1, 2)
+    select count(*) from step full join told using (type, subject) where step.times is distinct from told.times}), 0, 'each step is told of, none is missed or invented');
+is($t->value('select count(*) from affiliate.event v where not exists (select from affiliate.delivery d where d.event_id = v.event_id)'), 0, 'and is on its way');
+cmp_ok($t->value('select count(*) from affiliate.event'), '>', 0, 'there were some');
 my ($code, $out) = $t->cli('audit');
 is($code, 0, 'the books are right') or diag $out;
 
