@@ -8,15 +8,19 @@
 #include <stdio.h>
 #include <string.h>
 
-_Static_assert(
-    TEXT_BASE64_CHARS(SIGN_SECRET_BYTES) == 43, "32 bytes end in one character of padding");
+/* 32 bytes end in one character of padding. */
+#define SIGN_BASE64_CHARS 43
+
+_Static_assert(TEXT_BASE64_CHARS(SIGN_SECRET_BYTES) == SIGN_BASE64_CHARS, "of 32 bytes");
 
 void
 sign_secret_text(const uint8_t secret[SIGN_SECRET_BYTES], char text[SIGN_SECRET_CHARS + 1])
 {
-    memcpy(text, "whsec_", 6);
-    text_base64(aff_slice(secret, SIGN_SECRET_BYTES), false, text + 6);
-    memcpy(text + SIGN_SECRET_CHARS - 1, "=", 2);
+    char base64[SIGN_BASE64_CHARS + 1];
+
+    text_base64(aff_slice(secret, SIGN_SECRET_BYTES), false, base64);
+    snprintf(text, SIGN_SECRET_CHARS + 1, "whsec_%s=", base64);
+    explicit_bzero(base64, sizeof(base64));
 }
 
 static bool
@@ -40,7 +44,7 @@ sign_webhook(const uint8_t secret[SIGN_SECRET_BYTES], const char *id, int64_t ti
     EVP_MAC *mac = EVP_MAC_fetch(NULL, "HMAC", NULL);
     EVP_MAC_CTX *ctx = mac == NULL ? NULL : EVP_MAC_CTX_new(mac);
     uint8_t digest[32] = {0};
-    char head[128];
+    char head[128], base64[SIGN_BASE64_CHARS + 1];
     bool ok;
 
     snprintf(head, sizeof(head), "%.64s.%lld.", id, (long long) timestamp_s);
@@ -48,8 +52,7 @@ sign_webhook(const uint8_t secret[SIGN_SECRET_BYTES], const char *id, int64_t ti
     EVP_MAC_CTX_free(ctx);
     EVP_MAC_free(mac);
 
-    memcpy(text, "v1,", 3);
-    text_base64(aff_slice(digest, sizeof(digest)), false, text + 3);
-    memcpy(text + SIGN_CHARS - 1, "=", 2);
+    text_base64(aff_slice(digest, sizeof(digest)), false, base64);
+    snprintf(text, SIGN_CHARS + 1, "v1,%s=", base64);
     return ok;
 }
