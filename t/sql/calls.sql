@@ -182,7 +182,7 @@ select throws_like($$ select affiliate.api_test_clock_advance(pg_temp.actor(), '
 select throws_like($$ select affiliate.api_test_clock_advance(pg_temp.actor(), '{}') $$, '%is required%', 'not nowhere');
 select throws_ok($$ select affiliate.api_test_clock_advance(pg_temp.actor(true, 900001, 'key'), '{"advance": "1 day"}') $$, 'AF403', null, 'not by a live key');
 select is((select count(*) from affiliate.audit_record where kind = 'test_clock'), 2::bigint, 'and each time is in the audit records');
-select cmp_ok((select count(*) from affiliate.api_magic_order_list(pg_temp.actor(), '{"all": true}')), '=', 24::bigint, 'magic order ids are listed');
+select cmp_ok((select count(*) from affiliate.api_magic_order_list(pg_temp.actor(), '{"all": true}')), '=', 25::bigint, 'magic order ids are listed');
 select is_empty($$ select r from affiliate.api_magic_order_list(pg_temp.actor(), '{"all": true}') r where r ->> 'sentence' is null or r ->> 'outcome' is null $$, 'each with what it gives');
 
 select * from finish();

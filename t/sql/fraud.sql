@@ -94,8 +94,8 @@ select is(pg_temp.found('conversion_rate', '{"days": 15, "clicks": 1000, "orders
 
 select is(pg_temp.found('click_to_order', '{"days": 15, "orders": 10, "seconds": 601, "share_basis_points": 1000, "spread_seconds": 0}'),
     '900011', 'a tenth within 601 seconds');
-select is(pg_temp.found('click_to_order', '{"days": 15, "orders": 10, "seconds": 600, "share_basis_points": 1000, "spread_seconds": 0}'),
-    null, 'none within 600');
+select is(pg_temp.found('click_to_order', '{"days": 15, "orders": 10, "seconds": 599, "share_basis_points": 1000, "spread_seconds": 0}'),
+    null, 'none within 599');
 select is(pg_temp.found('click_to_order', '{"days": 15, "orders": 10, "seconds": 601, "share_basis_points": 1001, "spread_seconds": 0}'),
     null, 'not more than a tenth');
 select is(pg_temp.found('click_to_order', '{"days": 15, "orders": 11, "seconds": 601, "share_basis_points": 1000, "spread_seconds": 0}'),
