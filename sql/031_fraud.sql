@@ -166,20 +166,39 @@ returns text
 language sql immutable parallel safe
 return trim_scale(round(100 * p_part / p_whole, 2))::text || ' %';
 
--- Orders of the days that a rule looks at, by who brought them for what.
+-- Orders of the days that a rule looks at, by who brought them for what. What was moved is read in spans, as reports do.
 create function affiliate.fraud_orders(p_days bigint, p_at timestamptz)
 returns table (merchant_id bigint, campaign_id bigint, affiliate_id bigint, counted bigint, reversed bigint)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
+    with place as (
+        select s.width, s.first_day
+          from affiliate.spans_of(affiliate.utc_day(p_at) - p_days::integer + 1, affiliate.utc_day(p_at), affiliate.utc_day(now())) s
+    ),
+    count as (
+        select o.merchant_id, o.campaign_id, o.affiliate_id, o.pending, o.approved, o.payable, o.cancelled, o.refunded, o.review
+          from affiliate.order_day o
+         where o.livemode
+           and o.affiliate_id is not null
+           and o.day between affiliate.utc_day(p_at) - p_days::integer + 1 and affiliate.utc_day(p_at)
+        union all
+        select o.*
+          from place s
+         cross join lateral (
+                   select o.merchant_id, o.campaign_id, o.affiliate_id, o.pending, o.approved, o.payable, o.cancelled, o.refunded, o.review
+                     from affiliate.order_span o
+                    where o.width = s.width
+                      and o.first_day = s.first_day
+                      and o.livemode
+                      and o.affiliate_id is not null
+                   offset 0
+               ) o
+    )
     select o.merchant_id, o.campaign_id, o.affiliate_id,
            sum(o.pending + o.approved + o.payable + o.cancelled + o.refunded + o.review)::bigint,
            sum(o.cancelled + o.refunded)::bigint
-      from affiliate.order_days o
-     where o.livemode
-       and o.affiliate_id is not null
-       and o.day > affiliate.utc_day(p_at) - p_days::integer
-       and o.day <= affiliate.utc_day(p_at)
+      from count o
      group by o.merchant_id, o.campaign_id, o.affiliate_id
 $$;
 
@@ -188,12 +207,30 @@ returns table (merchant_id bigint, campaign_id bigint, affiliate_id bigint, vali
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
+    with place as (
+        select s.width, s.first_day
+          from affiliate.spans_of(affiliate.utc_day(p_at) - p_days::integer + 1, affiliate.utc_day(p_at), affiliate.utc_day(now())) s
+    ),
+    count as (
+        select c.merchant_id, c.campaign_id, c.affiliate_id, c.valid, c.duplicate, c.suspect, c.bot
+          from affiliate.click_day c
+         where c.livemode
+           and c.day between affiliate.utc_day(p_at) - p_days::integer + 1 and affiliate.utc_day(p_at)
+        union all
+        select c.*
+          from place s
+         cross join lateral (
+                   select c.merchant_id, c.campaign_id, c.affiliate_id, c.valid, c.duplicate, c.suspect, c.bot
+                     from affiliate.click_span c
+                    where c.width = s.width
+                      and c.first_day = s.first_day
+                      and c.livemode
+                   offset 0
+               ) c
+    )
     select c.merchant_id, c.campaign_id, c.affiliate_id,
            sum(c.valid)::bigint, sum(c.suspect + c.bot)::bigint, sum(c.valid + c.duplicate + c.suspect + c.bot)::bigint
-      from affiliate.click_days c
-     where c.livemode
-       and c.day > affiliate.utc_day(p_at) - p_days::integer
-       and c.day <= affiliate.utc_day(p_at)
+      from count c
      group by c.merchant_id, c.campaign_id, c.affiliate_id
 $$;
 
@@ -444,6 +481,13 @@ returns boolean
 language sql immutable parallel safe
 return c.level <> 'record' and not c.shadow and c.state in ('open', 'confirmed');
 
+-- True of an order that a case of level reject has held, once a person has confirmed it.
+create function affiliate.case_rejects(c affiliate.fraud_case, o affiliate.order_fact)
+returns boolean
+language sql immutable parallel safe
+return c.level = 'reject' and c.state = 'confirmed' and not c.shadow
+   and o.problem = 'under_review' and o.reported_at >= c.opened_at and o.reported_at < c.decided_at;
+
 create table affiliate.fraud_hold (
     affiliate_id    bigint primary key references affiliate.affiliate,
     held            tstzmultirange not null
@@ -478,101 +522,65 @@ begin
 end
 $$;
 
--- Settles up to so many orders of an affiliate that were decided by other spans than hold now; returns how many it did. Orders before
--- the first case are never another's.
-create function affiliate.settle_held(p_affiliate_id bigint, p_max integer)
+-- Has orders follow from the cases, or from one of them: up to so many orders, which are settled together, so that they are locked as
+-- everybody locks them. Returns how many. A case that is open stays unsettled, and so does one that was decided a moment ago: reports
+-- that were under way then come behind it.
+create function affiliate.settle_cases(p_max integer, p_case_id bigint default null)
 returns bigint
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
+set jit = off
 as $$
 declare
-    first timestamptz := (select min(c.opened_at) from affiliate.fraud_case c where c.affiliate_id = p_affiliate_id);
-    held tstzmultirange := (select h.held from affiliate.fraud_hold h where h.affiliate_id = p_affiliate_id);
-    touched bigint;
+    c affiliate.fraud_case;
+    touched bigint := 0;
+    found bigint;
 begin
     perform affiliate.work_tables();
     perform affiliate.work_clear('order_touched');
-    insert into pg_temp.order_touched
-    select o.merchant_id, o.livemode, o.order_id, null
-      from affiliate.order_fact o
-     where o.affiliate_id = p_affiliate_id
-       and o.livemode
-       and o.reported_at >= first
-       and o.fraud_held <> (held @> o.reported_at)
-     order by o.reported_at
-     limit p_max;
-    get diagnostics touched = row_count;
-    if touched > 0 then
-        perform affiliate.settle_orders();
-    end if;
-    return touched;
-end
-$$;
-
--- Rejects up to so many orders that a case of level reject has held, once a person has confirmed it; returns how many.
-create function affiliate.reject_held(c affiliate.fraud_case, p_max integer)
-returns bigint
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    touched bigint;
-begin
-    perform affiliate.work_tables();
-    perform affiliate.work_clear('order_touched');
-    with held as (
-        select o.merchant_id, o.order_no
+    for c in
+        select x.* from affiliate.fraud_case x where not x.settled and x.case_id = coalesce(p_case_id, x.case_id) order by x.case_id
+    loop
+        insert into pg_temp.order_touched
+        select o.merchant_id, o.livemode, o.order_id, null
           from affiliate.order_fact o
          where o.affiliate_id = c.affiliate_id
            and o.livemode
            and o.reported_at >= c.opened_at
-           and o.reported_at < c.decided_at
-           and o.problem = 'under_review'
-         order by o.merchant_id, o.order_id
-         limit p_max
-           for update
-    ),
-    decided as (
-        update affiliate.order_fact o
-           set review_decision = 'reject', review_reason = c.reason, reviewed_at = now()
-          from held h
-         where o.merchant_id = h.merchant_id
-           and o.order_no = h.order_no
-           and o.problem = 'under_review'
-        returning o.merchant_id, o.livemode, o.order_id
-    )
-    insert into pg_temp.order_touched
-    select d.merchant_id, d.livemode, d.order_id, null
-      from decided d;
-    get diagnostics touched = row_count;
+           and (o.fraud_held <> coalesce((select h.held @> o.reported_at from affiliate.fraud_hold h where h.affiliate_id = c.affiliate_id), false)
+                or affiliate.case_rejects(c, o))
+           and not exists (select
+                             from pg_temp.order_touched t
+                            where t.merchant_id = o.merchant_id and t.livemode = o.livemode and t.order_id = o.order_id)
+         order by o.reported_at
+         limit p_max - touched;
+        get diagnostics found = row_count;
+        touched := touched + found;
+        exit when touched >= p_max;
+        if found = 0 and c.decided_at < now() - interval '1 hour' then
+            update affiliate.fraud_case x set settled = true where x.case_id = c.case_id;
+        end if;
+    end loop;
+
     if touched > 0 then
+        perform from affiliate.order_fact o
+           join pg_temp.order_touched t using (merchant_id, livemode, order_id)
+          order by o.merchant_id, o.livemode, o.order_id
+            for update of o;
+        update affiliate.order_fact o
+           set review_decision = 'reject', review_reason = d.reason, reviewed_at = now()
+          from (select distinct on (t.merchant_id, t.livemode, t.order_id) t.merchant_id, t.livemode, t.order_id, x.reason
+                  from pg_temp.order_touched t
+                  join affiliate.order_fact f using (merchant_id, livemode, order_id)
+                  join affiliate.fraud_case x on x.affiliate_id = f.affiliate_id and not x.settled and affiliate.case_rejects(x, f)
+                 where x.case_id = coalesce(p_case_id, x.case_id)
+                 order by t.merchant_id, t.livemode, t.order_id, x.case_id) d
+         where o.merchant_id = d.merchant_id
+           and o.livemode = d.livemode
+           and o.order_id = d.order_id;
         perform affiliate.settle_orders();
     end if;
     return touched;
-end
-$$;
-
--- Has orders follow from a case, up to so many; returns how many. A case that is open stays unsettled: reports that were under way
--- while it was opened come behind it.
-create function affiliate.settle_case(p_case_id bigint, p_max integer)
-returns bigint
-language plpgsql volatile
-set search_path = pg_catalog, affiliate, pg_temp
-as $$
-declare
-    c affiliate.fraud_case;
-    done bigint;
-begin
-    select * into c from affiliate.fraud_case x where x.case_id = p_case_id for update;
-    done := affiliate.settle_held(c.affiliate_id, p_max);
-    if c.state = 'confirmed' and c.level = 'reject' and affiliate.case_holds(c) and done < p_max then
-        done := done + affiliate.reject_held(c, p_max - done::integer);
-    end if;
-    -- So long after its decision nothing that was under way before it is still to come.
-    if done < p_max and c.decided_at < now() - interval '1 hour' then
-        update affiliate.fraud_case x set settled = true where x.case_id = p_case_id;
-    end if;
-    return done;
 end
 $$;
 
@@ -636,19 +644,18 @@ begin
 end
 $$;
 
--- Called by the daemon from time to time, beside others of its kind: one of them works. Each call is a transaction.
-create function affiliate.fraud_run(p_orders integer)
-returns table (opened bigint, expired bigint, orders bigint)
+-- Called by the daemon from time to time, beside others of its kind: one of them works. What the cases hold follows by
+-- fraud_settle(), as often as it finds something.
+create function affiliate.fraud_run()
+returns table (opened bigint, expired bigint)
 language plpgsql volatile
 set search_path = pg_catalog, affiliate, pg_temp
 as $$
 declare
     r affiliate.fraud_rule;
-    c bigint;
 begin
     opened := 0;
     expired := 0;
-    orders := 0;
     if pg_try_advisory_xact_lock('affiliate.fraud_case'::regclass::integer, 0) then
         expired := affiliate.expire_cases();
         for r in
@@ -658,14 +665,21 @@ begin
                 opened := opened + affiliate.open_cases(r);
             end if;
         end loop;
-        for c in
-            select x.case_id from affiliate.fraud_case x where not x.settled order by x.case_id
-        loop
-            exit when orders >= p_orders;
-            orders := orders + affiliate.settle_case(c, p_orders - orders::integer);
-        end loop;
     end if;
     return next;
+end
+$$;
+
+create function affiliate.fraud_settle(p_orders integer)
+returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+begin
+    if pg_try_advisory_xact_lock('affiliate.fraud_case'::regclass::integer, 0) then
+        return affiliate.settle_cases(p_orders);
+    end if;
+    return 0;
 end
 $$;
 
@@ -754,7 +768,7 @@ begin
     returning * into after;
     if not after.settled then
         perform affiliate.renew_fraud_hold(after.affiliate_id);
-        perform affiliate.settle_case(after.case_id, 1000);
+        perform affiliate.settle_cases(1000, after.case_id);
     end if;
     perform affiliate.record(p_actor, case p_state when 'confirmed' then 'fraud_case.confirm' else 'fraud_case.dismiss' end,
         'fraud_case', p_case_id::text, jsonb_build_object('state', before.state), jsonb_build_object('state', after.state), p_reason);
@@ -902,7 +916,7 @@ begin
 end
 $$;
 
-select affiliate.enter_as_owner('affiliate.fraud_run(integer)');
+select affiliate.enter_as_owner('affiliate.fraud_run()', 'affiliate.fraud_settle(integer)');
 select affiliate.enter_as_tenant(
     'affiliate.fraud_signals(bigint, boolean)',
     'affiliate.change_fraud_rule(affiliate.actor, jsonb)',

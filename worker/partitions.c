@@ -16,7 +16,7 @@
 #define BILLS_AT_ONCE "1"
 
 /* Settled again in one transaction, because of a case. */
-#define FRAUD_ORDERS "1000"
+#define FRAUD_ORDERS 1000
 
 static bool
 partitions_maintain(struct role *role, PGconn *pg)
@@ -102,27 +102,36 @@ partitions_bill(struct role *role, PGconn *pg)
     return true;
 }
 
-/* Rules are looked through once a turn; orders follow from what was decided, some at a time. */
+/* Rules are looked through once a turn; orders follow from their cases, some at a time. */
 static bool
 partitions_fraud(struct role *role, PGconn *pg)
 {
-    long long orders = 1;
+    struct pg_error error;
+    char most[12];
+    const char *values[] = {most};
+    PGresult *result = pg_query(pg, "select opened from affiliate.fraud_run()", 0, NULL, 0, &error);
 
-    while (orders > 0 && !role_should_end(role)) {
-        struct pg_error error;
-        PGresult *result = pg_query(pg,
-            "select opened, expired, orders from affiliate.fraud_run(" FRAUD_ORDERS ")", 0, NULL, 0,
-            &error);
+    if (result == NULL) {
+        return role_failed_pg(role, "looking for fraud", &error);
+    }
+
+    if (strcmp(PQgetvalue(result, 0, 0), "0") != 0) {
+        log_info("fraud rules opened %s cases", PQgetvalue(result, 0, 0));
+    }
+
+    PQclear(result);
+    role_count(role, COUNTER_TRANSACTIONS, 1);
+
+    snprintf(most, sizeof(most), "%d", FRAUD_ORDERS);
+
+    for (long long orders = FRAUD_ORDERS; orders == FRAUD_ORDERS && !role_should_end(role);) {
+        result = pg_query(pg, "select affiliate.fraud_settle($1)", 1, values, 0, &error);
 
         if (result == NULL) {
-            return role_failed_pg(role, "looking for fraud", &error);
+            return role_failed_pg(role, "settling what fraud cases hold", &error);
         }
 
-        if (strcmp(PQgetvalue(result, 0, 0), "0") != 0) {
-            log_info("fraud rules opened %s cases", PQgetvalue(result, 0, 0));
-        }
-
-        orders = strtoll(PQgetvalue(result, 0, 2), NULL, 10);
+        orders = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
         PQclear(result);
         role_count(role, COUNTER_TRANSACTIONS, 1);
     }

@@ -1,6 +1,6 @@
-# Many sessions at once, on the same orders: conversions applied, holds released, waiting ones resolved, reviews decided. Nobody
-# deadlocks, nothing is lost or applied twice, and the books are right. The events come from the seed; how the sessions
-# interleave does not.
+# Many sessions at once, on the same orders: conversions applied, holds released, waiting ones resolved, reviews decided, fraud cases
+# opened and decided. Nobody deadlocks, nothing is lost or applied twice, and the books are right. The events come from the seed; how
+# the sessions interleave does not.
 
 use strict;
 use warnings;
@@ -18,6 +18,7 @@ insert into affiliate.affiliate (affiliate_id, name) values (911, 'Asha'), (912,
 insert into affiliate.campaign (merchant_id, campaign_id, name, currency) values (901, 921, 'A', 'NPR'), (902, 922, 'B', 'NPR');
 insert into affiliate.terms (merchant_id, campaign_id, terms_id, valid_from, rate_basis_points, fee_basis_points, hold, attribution_window)
 values (901, 921, 931, '-infinity', 1000, 2000, '1 hour', '720 hours'), (902, 922, 932, '-infinity', 333, 1500, '1 hour', '720 hours');
+insert into affiliate.person (user_id, email, name, password, verified_at, is_admin) values (951, 'a@people.example', 'A', '$scrypt$x', now(), true);
 END
 
 my @status = ((1) x 4, (2) x 6, 3, 4, (5) x 3);
@@ -88,6 +89,16 @@ my @beside = (
         sprintf "select affiliate.order_review(jsonb_build_object('merchant', %d, 'order', '%s', 'decision', '%s', 'reason', 'looked at')) "
             . "from affiliate.order_fact where order_id = 'O-%d' and outcome = 'review';\n",
             merchant($order), "O-$order", $t->random(2) ? 'accept' : 'reject', $order },
+    # A case from some time ago on, so that it holds orders that were reported since.
+    sub { my $affiliate = 911 + $t->random(2);
+        sprintf "begin;\ninsert into affiliate.fraud_case (rule, rule_version, level, shadow, affiliate_id, figures, sentence, opened_at, settled) "
+            . "values ('%s', 1, '%s', false, %d, '{}', 'It looks so.', now() - interval '%d minutes', false) on conflict do nothing;\n"
+            . "select affiliate.renew_fraud_hold(%d);\ncommit;\nselect affiliate.fraud_settle(%d);\n",
+            (qw(order_velocity click_to_order self_referral))[ $t->random(3) ], (qw(review reject))[ $t->random(2) ], $affiliate,
+            $t->random(120), $affiliate, 1 + $t->random(20) },
+    sub { sprintf "select affiliate.decide_case(row('admin', 951, null, null, null, null, null, true, 'r')::affiliate.actor, c.case_id, '%s', 'looked at') "
+            . "from (select case_id from affiliate.fraud_case where state = 'open' order by random() limit 1 for update skip locked) c;\n"
+            . "select affiliate.fraud_settle(%d);\n", (qw(dismissed dismissed confirmed))[ $t->random(3) ], 1 + $t->random(20) },
 );
 
 my @scripts = map { "select affiliate.conversion_stage();\n" } 1 .. $SESSIONS;
@@ -133,6 +144,18 @@ is($t->value('select count(*) from affiliate.inbox where channel = 2'), $SESSION
 is($t->value('select count(*) from affiliate.conversion'), scalar keys %key, 'every key is one conversion');
 cmp_ok($t->value('select count(*) from affiliate.release_item'), '>', 0, 'holds were released meanwhile');
 is($t->psql('select * from affiliate.audit()'), '', 'the books are right');
+cmp_ok($t->value(q{select count(*) from affiliate.fraud_case where state = 'dismissed'}), '>', 0, 'cases were decided meanwhile');
+
+# Once all has followed from the cases: an order is held that was reported in the time of one that holds, and no other.
+$t->psql(q{update affiliate.fraud_case set opened_at = opened_at - interval '2 hours', decided_at = decided_at - interval '2 hours';
+    select affiliate.renew_fraud_hold(a) from unnest('{911,912}'::bigint[]) a});
+1 while $t->value('select affiliate.fraud_settle(7)') > 0;
+is($t->value('select count(*) from affiliate.fraud_case where not settled and state <> $$open$$'), 0, 'decided cases are settled');
+is($t->psql(q{select o.order_id from affiliate.order_fact o where o.fraud_held <> exists (select from affiliate.fraud_case c
+    where c.affiliate_id = o.affiliate_id and c.state in ('open', 'confirmed') and o.reported_at >= c.opened_at
+      and o.reported_at < coalesce(c.decided_at, 'infinity'))}), '', 'what is held follows from the cases');
+is($t->psql(q{select order_id, problem from affiliate.order_fact where problem = 'under_review' and not fraud_held}), '', 'only that is in review for it');
+cmp_ok($t->value('select count(*) from affiliate.order_fact where fraud_held'), '>', 0, 'and some is');
 
 $t->psql('update affiliate.waiting set next_at = now(), until = now(); select affiliate.resolve_waiting(100000)');
 $t->psql('select affiliate.release_holds(100000)');
