@@ -168,7 +168,29 @@ $$;
 
 comment on function affiliate.payout_submit_take is 'For the role payouts: the next batch to be handed over, or asked about';
 
--- Says what became of payouts, by the provider's words: [{instruction, verdict, detail, reference}].
+-- The payouts of a batch that the provider speaks of: [{instruction, verdict, detail, reference}].
+create function affiliate.verdicts(p_batch_id bigint, p_items jsonb)
+returns table (payout_id bigint, state text, reason text, verdict text, detail text, reference text)
+language sql stable
+set search_path = pg_catalog, affiliate, pg_temp
+as $$
+    with said as materialized (
+        select x.*, case when x.instruction ~ '^[A-Z]{2}[0-9]{1,18}$' then substr(x.instruction, 3)::bigint end as payout_id
+          from jsonb_to_recordset(p_items) x (instruction text, verdict text, detail text, reference text)
+    )
+    select p.payout_id, p.state, p.reason, x.verdict, coalesce(x.detail, ''), coalesce(x.reference, '')
+      from said x
+     cross join lateral (
+               select p.payout_id, p.state, p.reason
+                 from affiliate.payout p
+                where p.payout_id = x.payout_id
+                  and p.batch_id = p_batch_id
+                  and affiliate.instruction(p) = x.instruction
+               offset 0
+           ) p
+$$;
+
+-- Says what became of payouts, by the provider's words.
 create function affiliate.apply_verdicts(p_batch_id bigint, p_items jsonb)
 returns void
 language plpgsql volatile
@@ -177,24 +199,23 @@ as $$
 begin
     update affiliate.payout p
        set rail_reference = left(x.reference, 100)
-      from jsonb_to_recordset(p_items) x (instruction text, verdict text, reference text)
-     where p.batch_id = p_batch_id and affiliate.instruction(p) = x.instruction
-       and p.state in ('processing', 'unknown') and x.verdict in ('settled', 'rejected') and x.reference <> '';
+      from affiliate.verdicts(p_batch_id, p_items) x
+     where p.payout_id = x.payout_id
+       and x.state in ('processing', 'unknown') and x.verdict in ('settled', 'rejected') and x.reference <> '';
     -- What was unknown for one reason may be it for another by now: a person has to know the last.
     update affiliate.payout p
        set reason = left(x.detail, 500)
-      from jsonb_to_recordset(p_items) x (instruction text, verdict text, detail text)
-     where p.batch_id = p_batch_id and affiliate.instruction(p) = x.instruction
-       and p.state = 'unknown' and x.verdict = 'unknown' and x.detail <> '' and p.reason <> left(x.detail, 500);
+      from affiliate.verdicts(p_batch_id, p_items) x
+     where p.payout_id = x.payout_id
+       and x.state = 'unknown' and x.verdict = 'unknown' and x.detail <> '' and x.reason <> left(x.detail, 500);
     perform affiliate.settle_payouts(array_agg(v.payout_id order by v.payout_id), v.outcome, null, v.why)
-       from (select p.payout_id, o.outcome,
+       from (select x.payout_id, o.outcome,
                     case when o.outcome <> 'paid' then left(coalesce(nullif(x.detail, ''), 'NPI gives no reason.'), 500) end as why
-               from jsonb_to_recordset(p_items) x (instruction text, verdict text, detail text)
-               join affiliate.payout p on p.batch_id = p_batch_id and affiliate.instruction(p) = x.instruction
+               from affiliate.verdicts(p_batch_id, p_items) x
               cross join lateral (select case x.verdict when 'settled' then 'paid' when 'rejected' then 'failed' when 'unknown' then 'unknown' end) o(outcome)
-              where p.state in ('approved', 'processing', 'unknown')
-                and (p.state <> 'approved' or o.outcome = 'failed')
-                and o.outcome <> p.state) v
+              where x.state in ('approved', 'processing', 'unknown')
+                and (x.state <> 'approved' or o.outcome = 'failed')
+                and o.outcome <> x.state) v
       group by v.outcome, v.why;
 end
 $$;
@@ -217,10 +238,9 @@ begin
     perform affiliate.apply_verdicts(p_batch_id,
         (select coalesce(jsonb_agg(i), '[]') from jsonb_array_elements(p_items) i where i ->> 'verdict' = 'rejected'));
     insert into affiliate.payout_submission_item (batch_id, payout_id)
-    select p_batch_id, p.payout_id
-      from jsonb_to_recordset(p_items) x (instruction text, verdict text)
-      join affiliate.payout p on p.batch_id = p_batch_id and affiliate.instruction(p) = x.instruction
-     where x.verdict = 'accepted' and p.state = 'approved'
+    select p_batch_id, x.payout_id
+      from affiliate.verdicts(p_batch_id, p_items) x
+     where x.verdict = 'accepted' and x.state = 'approved'
         on conflict do nothing;
     if exists (select from affiliate.payout p where p.batch_id = p_batch_id and p.state = 'approved') then
         update affiliate.payout_submission x set next_at = now() + p_lease where x.batch_id = p_batch_id returning next_at into mine;
@@ -312,8 +332,8 @@ begin
             perform affiliate.settle_payouts(
                 array(select p.payout_id from affiliate.payout p
                        where p.batch_id = p_batch_id and (p.state = 'processing' or p.state = 'unknown' and p_outcome = 'refused')
-                         and not exists (select from jsonb_array_elements(p_items) i
-                                          where i ->> 'instruction' = affiliate.instruction(p) and i ->> 'verdict' in ('pending', 'unknown'))
+                         and p.payout_id <> all (array(select x.payout_id from affiliate.verdicts(p_batch_id, p_items) x
+                                                        where x.verdict in ('pending', 'unknown')))
                        order by p.payout_id),
                 case p_outcome when 'refused' then 'failed' else 'unknown' end, null, why);
         end if;

@@ -7,7 +7,7 @@ use warnings;
 use Affiliated::Test;
 use JSON::PP ();
 
-my $AFFILIATES = 400;
+my $AFFILIATES = 200;
 
 my $t = Affiliated::Test->new;
 $t->pg_start(conf => <<'END');
@@ -99,6 +99,34 @@ narrow('its answer is uploaded', "select public.call($maker, 'payout_result_crea
         . "(select jsonb_agg(jsonb_build_array('AP' || payout_id, '4.25', case when payout_id % 10 = 0 then 'failed' else 'paid' end)) from affiliate.payout)))");
 narrow('and applied', "select public.call($maker, 'payout_result_create_done', '{\"batch\": \"1\", \"_upload\": \"$upload\", \"_lines\": $AFFILIATES}')");
 is($t->value(q{select count(*) from affiliate.payout where state = 'paid'}), $AFFILIATES * 9 / 10, 'they are paid');
+
+# Once more, by NPI, as the role payouts does it.
+$t->psql(<<"END");
+select affiliate.payout_provider_seen('npi', true, '1 hour');
+update affiliate.payout_method set removed_at = now(), is_default = false;
+insert into affiliate.payout_method (affiliate_id, kind, holder, bank, account, is_default)
+select 2000 + n, 'bank', 'A' || n, '0101', (9841000000 + n)::text, true from generate_series(1, $AFFILIATES) n;
+select count(public.call(2000 + n, 'payout_create', '{"amount": "5.00", "currency": "NPR"}')) from generate_series(1, $AFFILIATES) n;
+select public.call($maker, 'payout_batch_create', '{"kind": "bank", "currency": "NPR", "provider": "npi"}');
+select public.call($maker, 'payout_batch_propose', '{"batch": "2"}');
+select public.call($checker, 'payout_batch_approve', '{"batch": "2"}');
+END
+my $taken;
+sub items
+{
+    my ($verdict) = @_;
+    return "(select jsonb_agg(jsonb_build_object('instruction', affiliate.instruction(p), 'verdict', $verdict, 'detail', 'd', 'reference', 'r')) from affiliate.payout p where p.batch_id = 2)";
+}
+sub mine { return $t->value('select next_at from affiliate.payout_submission') }
+narrow('npi: taken', q{select taken from affiliate.payout_submit_take('npi', true, '1 hour')});
+narrow('npi: accounts were found', "select affiliate.payout_submit_checked(2, " . items("'accepted'") . ", '" . mine() . "', '1 hour')");
+narrow('npi: begun', "select affiliate.payout_submit_begin(2, '" . mine() . "', '1 hour')");
+narrow('npi: answered', "select affiliate.payout_submit_done(2, 'submitted', '', " . items("case p.payout_id % 10 when 0 then 'rejected' when 1 then 'unknown' else 'settled' end") . ", '" . mine() . "', '0')");
+$t->psql('update affiliate.payout_submission set next_at = now()');
+narrow('npi: taken to be asked about', q{select taken from affiliate.payout_submit_take('npi', true, '1 hour')});
+narrow('npi: refused', "select affiliate.payout_submit_done(2, 'refused', 'no', '[]', '" . mine() . "', '0')");
+is($t->psql(q{select state, count(*) from affiliate.payout where batch_id = 2 group by 1 order by 1}), join("\n", "failed\t" . $AFFILIATES * 2 / 10, "paid\t" . $AFFILIATES * 8 / 10),
+    'all are decided');
 
 narrow('orders that were released, cancelled', orders(2, 3));
 is($t->psql('select * from affiliate.audit()'), '', 'the books are right');
