@@ -8,7 +8,8 @@
 #                         Redis behind it; TARGETS=, SEED= as printed
 # make model SEED= EVENTS=1000000    random histories of orders beside a model of the money; HISTORY=20000 each
 # make soak MINUTES=30 RATE=1000 SEED=    constant load with reloads: what everything takes, and which of it grows
-# make faults SEED= RUNS=10 SECONDS=15 JOBS=2    traffic, random faults, and an auditor that compares: t/fault/run
+# make faults SEED= RUNS=10 SECONDS=15 JOBS=2    traffic, random faults, and an auditor that compares: t/fault/run; then as many
+#                                                runs of payouts, bills and notices: t/fault/payouts.t
 # make install DESTDIR= PREFIX=/usr/local
 #
 # NGINX_SRC=DIR builds the module in a plain nginx source tree instead of Debian's nginx-dev.
@@ -247,6 +248,11 @@ soak: all
 # JOBS runs at a time, RUNS of them, SECONDS of traffic each; seeds are SEED, SEED + 1, ...
 faults: all $(FICKLE) $(TOOLS)
 	SEED="$(SEED)" RUNS="$(RUNS)" SECONDS="$(if $(filter file,$(origin SECONDS)),,$(SECONDS))" JOBS="$(JOBS)" perl -It/lib t/fault/run
+	seed=$(or $(SEED),$$(date +%s)); for n in $$(seq $(or $(RUNS),10)); do \
+	    echo "payouts: AFF_TEST_SEED=$$seed"; \
+	    AFF_TEST_SEED=$$seed AFF_TEST_SECONDS=$(if $(filter file,$(origin SECONDS)),15,$(SECONDS)) prove -It/lib t/fault/payouts.t || exit 1; \
+	    seed=$$((seed + 1)); \
+	done
 
 # --- house-keeping ----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 use Affiliated::Api;
 use Affiliated::Daemon;
 use Affiliated::Hooks;
+use Affiliated::Smtp;
 use Socket ();
 
 my $t = Affiliated::Api->new;
@@ -190,6 +191,7 @@ cmp_ok(value($t, 'webhooks', 'webhooks_refused_total'), '>=', 8, 'and what did n
 
 # --- kill -9, two daemons -----------------------------------------------------------------------------------------------
 
+my %certified = map { $_ => hook('', url => "https://$_/ok", livemode => JSON::PP::true) } qw(shop.sites.example shop.elsewhere.example);
 $t->daemon_stop;
 $hooks->forget;
 sub many { my $n = shift; $t->psql("with made as (insert into affiliate.event (type, merchant_id, livemode, subject, data)
@@ -210,6 +212,36 @@ $times{ $_->{headers}{'webhook-id'} }++ for $hooks->asked;
 is(scalar keys %times, 200, 'each of them');
 $t->daemon_stop;
 
+# Without the API: a delivery that was tried.
+sub delivered_to
+{
+    my $endpoint = shift;
+    my $delivery = $t->value("with made as (insert into affiliate.event (type, merchant_id, livemode, subject, data)
+            select 'ping', merchant_id, livemode, 'x', '{}' from affiliate.endpoint where endpoint_id = $endpoint returning event_id)
+        insert into affiliate.delivery (endpoint_id, event_id) select $endpoint, event_id from made returning delivery_id; notify affiliate_webhook");
+
+    $t->wait_until('a try', sub { $t->value("select tries from affiliate.delivery where delivery_id = $delivery and not taken") > 0 });
+    return $delivery;
+}
+
+# --- certificates ---------------------------------------------------------------------------------------------------------
+
+SKIP: {
+    skip 'IO::Socket::SSL is not installed: https is not tried', 6 unless Affiliated::Smtp::tls_there();
+    for my $case ([undef, 'shop.sites.example', qr/^no answer came: .*certificate/i], [$hooks->ca, 'shop.elsewhere.example', qr/^no answer came: .*(?:certificate|name)/i],
+        [$hooks->ca, 'shop.sites.example', undef])
+    {
+        my ($ca, $host, $error) = @$case;
+        $hooks->forget;
+        $t->daemon_start(roles => ['webhooks'], conf => { webhooks => { %conf, $ca ? (ca_file => $ca) : () } });
+        my $delivery = delivered_to($certified{$host}{webhook});
+        my ($state, $said) = @{ ($t->rows("select state, error from affiliate.delivery where delivery_id = $delivery"))[0] };
+        $error ? like($said, $error, "$host: who it is is not shown") : is($state, 'delivered', "$host: who it is is shown");
+        is(scalar($hooks->asked), $error ? 0 : 1, $error ? 'and nothing is told' : 'and it is told');
+        $t->daemon_stop;
+    }
+}
+
 # --- addresses that are not the internet's ------------------------------------------------------------------------------
 
 $hooks->forget;
@@ -221,9 +253,7 @@ my %inner = map { $_ => 1 } (qw(127.0.0.1 127.1 2130706433 0x7f.0.0.1 0177.0.0.1
 for my $host (sort keys %inner) {
     my $endpoint = $t->value("insert into affiliate.endpoint (kind, merchant_id, livemode, url, types, secret)
         select 'webhook', $w->{merchant}, false, 'http://$host:$port/ok', '{order.pending}', secret from affiliate.endpoint where endpoint_id = $ok->{webhook} returning endpoint_id");
-    my $delivery = $t->value("with made as (insert into affiliate.event (type, merchant_id, livemode, subject, data) values ('ping', $w->{merchant}, false, 'x', '{}') returning event_id)
-        insert into affiliate.delivery (endpoint_id, event_id) select $endpoint, event_id from made returning delivery_id; notify affiliate_webhook");
-    $t->wait_until("a try at $host", sub { $t->value("select tries from affiliate.delivery where delivery_id = $delivery") > 0 });
+    my $delivery = delivered_to($endpoint);
     # Where there is no IPv6 at all, libcurl does not get as far.
     my $refused = $host =~ /^\[/ && !$v6 ? qr/^no answer came: |^the host is at / : qr/^the host is at \S+, which is no address on the internet$/;
     like($t->value("select error from affiliate.delivery where delivery_id = $delivery"), $refused, "never called: $host");

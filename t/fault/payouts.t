@@ -1,18 +1,29 @@
-# Money out while things break: affiliates ask to be paid, admins make, approve and export batches and take answers in, over HTTP, each
-# call repeated with its Idempotency-Key until it is answered; meanwhile the daemon, PostgreSQL and single sessions of it are killed.
-# Then everything that was answered is there, once, and nothing else is; and the books are right.
+# Money out while things break: affiliates ask to be paid, admins make, approve and export batches and take answers in, merchants'
+# orders are billed and their payments noted, over HTTP, each call repeated with its Idempotency-Key until it is answered; the daemon
+# makes the bills of years and tells everybody. Meanwhile the daemon, PostgreSQL and single sessions of it are killed. Then everything
+# that was answered is there, once, and nothing else is; who was to be told was told, of nothing else; and the books are right.
+#
+# AFF_TEST_SECONDS is how long things break.
 
 use Affiliated::Api;
+use Affiliated::Hooks;
+use Affiliated::Smtp;
 
 use JSON::PP ();
 
-my ($AFFILIATES, $ADMINS, $SECONDS) = (3, 3, $ENV{AFF_TEST_SECONDS} || 12);
+BEGIN { Test::More::plan(skip_all => 'IO::Socket::SSL is not installed') unless Affiliated::Smtp::tls_there() }
+
+my ($AFFILIATES, $ADMINS, $BILLED, $SECONDS) = (3, 3, 12, $ENV{AFF_TEST_SECONDS} || 12);
+my @STEPS = qw(requested approved paid failed rejected unknown);
 
 my $t = Affiliated::Api->new;
 $t->redis_start;
-$t->api_start(roles => [qw(api partitions)], conf => { api => { rate => 0, rate_address => 0, threads => 4, statement_timeout => '5s' } });
+my $hooks = Affiliated::Hooks->new($t);
+$t->api_start(roles => [qw(api partitions webhooks)], conf => { api => { rate => 0, rate_address => 0, threads => 4, statement_timeout => '5s' },
+    partitions => { interval => '1s' }, webhooks => { interval => '100ms', timeout => '2s', connect_to => $hooks->address, ca_file => $hooks->ca } });
 my @affiliates = map { $t->person } 1 .. $AFFILIATES;
 my @admins = map { $t->person(admin => 1) } 1 .. $ADMINS;
+my $owner = $t->person;
 $t->psql(<<"END");
 insert into affiliate.merchant (merchant_id, name, hosts) values (901, 'A', '{a.example}'), (902, 'B', '{b.example}');
 insert into affiliate.campaign (merchant_id, campaign_id, name, currency) values (901, 921, 'A', 'NPR'), (902, 922, 'B', 'NPR');
@@ -22,8 +33,6 @@ update affiliate.payout_policy set minimum_minor = 1, batch_items = 3, cool_off 
 insert into affiliate.affiliate (affiliate_id, name, user_id) select 910 + n, 'A' || n, u
   from unnest(array[@{[join ',', map { $_->{user} } @affiliates]}]) with ordinality x(u, n);
 insert into affiliate.payout_method (affiliate_id, kind, holder, account, is_default) select 910 + n, 'esewa', 'A' || n, (9841000000 + n)::text, true from generate_series(1, $AFFILIATES) n;
-insert into affiliate.endpoint (kind, affiliate_id, livemode, url, types)
-select 'postback', 910 + n, true, 'https://tracker.example/?p={event_id}', '{payout.requested,payout.approved,payout.paid,payout.failed,payout.rejected,payout.unknown}' from generate_series(1, $AFFILIATES) n;
 create table public.sold as
 select n, 901 + n % 2 as merchant, 911 + n % $AFFILIATES as affiliate, (lpad(to_hex((extract(epoch from now()) - 10000)::bigint * 1000 + n), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid as id
   from generate_series(1, 60) n;
@@ -37,11 +46,49 @@ insert into pg_temp.conversion_stage select 1, 1, 1, n, merchant, true, 1, 0, 'a
 select * from affiliate.apply_conversions();
 commit;
 select affiliate.release_holds(1000);
+
+-- Merchants of ten years, each with one order to be billed.
+insert into affiliate.merchant (merchant_id, name, hosts) select 950 + n, 'Old ' || n, '{old.example}' from generate_series(1, $BILLED) n;
+insert into affiliate.campaign (merchant_id, campaign_id, name, currency) select 950 + n, 950 + n, 'Old', 'NPR' from generate_series(1, $BILLED) n;
+insert into affiliate.terms (merchant_id, campaign_id, terms_id, valid_from, rate_basis_points, fee_basis_points, hold, attribution_window)
+select 950 + n, 950 + n, 950 + n, '-infinity', 1000, 2000, '0', '720 hours' from generate_series(1, $BILLED) n;
+insert into affiliate.member (merchant_id, user_id, role) select merchant_id, $owner->{user}, 'owner' from affiliate.merchant where merchant_id = 901 or merchant_id > 950;
+create table public.aged as
+select n, 950 + n as merchant, (lpad(to_hex((extract(epoch from now()) - 10000)::bigint * 1000 + n), 12, '0') || '70008000' || lpad(to_hex(1000 + n), 12, '0'))::uuid as id
+  from generate_series(1, $BILLED) n;
+insert into affiliate.click (id, merchant_id, link_id, campaign_id, affiliate_id, livemode, verdict, reasons)
+select id, merchant, 1, merchant, 911, true, 0, 0 from public.aged;
+select affiliate.conversion_stage();
+begin;
+select affiliate.inbox_accept(2::smallint, '{2}', '{1}', '{1}', '{$BILLED}');
+insert into pg_temp.conversion_stage select 2, 1, 1, n, merchant, true, 1, 0, 'ak_live_x', 'k' || n, 'b', now() - interval '1 hour', null, id, 'O-' || n, 2, 0, 100000 + n * 777, 'NPR',
+    null, null, null, null, null, null from public.aged;
+select * from affiliate.apply_conversions();
+commit;
+select affiliate.release_holds(1000);
+END
+
+# Who is to be told of what.
+for my $told ((map { [$_, '/affiliate/postbacks', { url => 'https://tracker.sites.example/ok?p={event_id}', types => [map { "payout.$_" } @STEPS] }] } @affiliates),
+    [$owner, '/merchants/901/webhooks', { url => 'http://shop.example/ok', types => ['bill.issued'], livemode => JSON::PP::false }],
+    map { [$owner, '/merchants/' . (950 + $_) . '/webhooks', { url => 'https://shop.sites.example/ok', types => ['bill.issued'] }] } 1 .. $BILLED)
+{
+    my ($who, @what) = @$told;
+    my $r = $who->post(@what);
+    is($r->{status}, 201, "$what[0] of $what[1]{url}") or diag $r->{raw};
+}
+
+# As if the old ones' orders had stuck two months ago.
+$t->psql(<<'END');
+set session_replication_role = replica;
+update affiliate.transfer set created_at = created_at - interval '65 days' where merchant_id > 950;
+update affiliate.account set created_at = created_at - interval '10 years' where merchant_id > 950;
 END
 
 # --- clients --------------------------------------------------------------------------------------------------------------------
 
 my $end = time + $SECONDS;
+my $today = $t->value('select current_date');
 my $number = 0;
 
 # Calls until it is answered; the answer goes into the journal, after the question.
@@ -100,14 +147,36 @@ sub admin
     }
 }
 
+# Test orders that stick, and bills of them; payments of some.
+sub merchant
+{
+    my ($journal, $who, $n) = @_;
+    my $order = 0;
+
+    while (time < $end) {
+        my $id = sprintf '%012x70008000%012x', (time - 7200) * 1000 + ++$order, 2000 + $order;
+        # Once, though told as often as it takes.
+        my $sql = "insert into affiliate.click (id, merchant_id, link_id, campaign_id, affiliate_id, livemode, verdict, reasons) values ('$id', 901, 1, 921, 911, false, 0, 0) on conflict do nothing;\n"
+            . "select affiliate.conversion_stage();\nbegin;\nselect affiliate.inbox_accept(2::smallint, '{3}', '{1}', '{$order}', '{1}');\n"
+            . "insert into pg_temp.conversion_stage values (3, 1, $order, 0, 901, false, 1, 0, 'ak_test_x', 'b-$order', 'b', now() - interval '1 hour', null, '$id', 'B-$order', 2, 0, "
+            . (10000 + $t->random(100000)) . ", 'NPR', null, null, null, null, null, null);\nselect * from affiliate.apply_conversions();\ncommit;\nselect affiliate.release_holds(100);\n";
+        until (eval { $t->psql($sql); 1 }) {
+            select undef, undef, undef, 0.1;
+        }
+        ask($journal, $who, 'POST', '/merchants/901/bills?livemode=false', { currency => 'NPR' });
+        ask($journal, $admins[0], 'POST', '/admin/merchants/901/bill-payments?livemode=false', { amount => sprintf('%d.%02d', $t->random(300), 1 + $t->random(99)), currency => 'NPR',
+            paid_on => $today, method => 'cash' }) if $t->random(3) == 0;
+    }
+}
+
 my %clients;
-for my $n (0 .. $AFFILIATES + $ADMINS - 1) {
+for my $n (0 .. $AFFILIATES + $ADMINS) {
     my $pid = fork // die "fork: $!\n";
     if (!$pid) {
         srand($t->{seed} + $n);
         open my $journal, '>', $t->path("journal-$n") or POSIX::_exit(1);
         $journal->autoflush(1);
-        eval { $n < $AFFILIATES ? affiliate($journal, $affiliates[$n], $n) : admin($journal, $admins[ $n - $AFFILIATES ], $n); 1 } or do { print {$journal} "died: $@"; POSIX::_exit(1) };
+        eval { $n < $AFFILIATES ? affiliate($journal, $affiliates[$n], $n) : $n < $AFFILIATES + $ADMINS ? admin($journal, $admins[ $n - $AFFILIATES ], $n) : merchant($journal, $owner); 1 } or do { print {$journal} "died: $@"; POSIX::_exit(1) };
         POSIX::_exit(0);
     }
     $clients{$pid} = $n;
@@ -144,7 +213,7 @@ $t->wait_until('PostgreSQL answers', sub { eval { $t->value('select 1') } });
 # --- what there is ------------------------------------------------------------------------------------------------------------------
 
 my (%asked, %answered);
-for my $n (0 .. $AFFILIATES + $ADMINS - 1) {
+for my $n (0 .. $AFFILIATES + $ADMINS) {
     for (split /\n/, $t->slurp($t->path("journal-$n"))) {
         my $line = JSON::PP::decode_json($_);
         exists $line->{status} ? ($answered{ $line->{key} } = $line) : ($asked{ $line->{key} } = $line);
@@ -174,13 +243,41 @@ for (['approve', 'approved_at'], ['export', 'exported_at']) {
     is(join(' ', grep { !$applied{$_} } map { $_->{answer}{result} } done(qr{/results$})), '', 'each answered file was applied');
 }
 is($t->value(q{select count(*) from (select payout_id from affiliate.payout_event where state in ('paid', 'approved', 'processing', 'cancelled') group by payout_id, state having count(*) > 1) x}), 0, 'no step was taken twice');
-is($t->value(q{
+is($t->value(qq{
     with step as (select 'payout.' || state as type, payout_id::text as subject, count(*) as times from affiliate.payout_event
-                   where state in ('requested', 'approved', 'paid', 'failed', 'rejected', 'unknown') group by 1, 2),
-         told as (select type, subject, count(*) as times from affiliate.event group by 1, 2)
+                   where state in ('@{[join "', '", @STEPS]}') group by 1, 2),
+         told as (select type, subject, count(*) as times from affiliate.event where type like 'payout.%' group by 1, 2)
     select count(*) from step full join told using (type, subject) where step.times is distinct from told.times}), 0, 'each step is told of, none is missed or invented');
 is($t->value('select count(*) from affiliate.event v where not exists (select from affiliate.delivery d where d.event_id = v.event_id)'), 0, 'and is on its way');
 cmp_ok($t->value('select count(*) from affiliate.event'), '>', 0, 'there were some');
+
+# Bills
+my @bills = done(qr{^/merchants/901/bills});
+cmp_ok(scalar @bills, '>', 0, 'bills were asked for');
+is(join(' ', sort { $a <=> $b } map { $_->{answer}{bill} } @bills), $t->value('select string_agg(bill_id::text, $$ $$ order by bill_id) from affiliate.bill where not livemode'),
+    'each answered bill is there, once, and there are no others');
+is(join(' ', sort { $a <=> $b } map { $_->{answer}{payment} } done(qr{bill-payments})), $t->value('select coalesce(string_agg(payment_id::text, $$ $$ order by payment_id), $$$$) from affiliate.bill_payment'),
+    'so it is with payments');
+$t->wait_until('the years are billed', sub { $t->value('select count(*) from affiliate.bill_cursor where livemode and merchant_id > 950 and until >= date_trunc($$month$$, now() - interval $$40 days$$)') == $BILLED }, 120);
+is($t->value('select count(*) || $$ $$ || count(distinct merchant_id) from affiliate.bill where livemode'), "$BILLED $BILLED", 'the daemon made one of each old merchant');
+is($t->value(q{select count(*) from (select number as subject from affiliate.bill) b
+    full join (select subject from affiliate.event where type = 'bill.issued') e using (subject) where b.subject is null or e.subject is null}), 0, 'and told of each');
+
+# Notices: everybody whom something concerns was told of it, and of nothing else.
+$t->wait_until('all is told', sub {
+    $t->psql(q{update affiliate.delivery set next_at = now() where state = 'waiting' and next_at > now() + interval '5 seconds'});
+    return $t->value(q{select count(*) from affiliate.delivery where state = 'waiting'}) == 0;
+}, 120);
+is($t->psql('select state, count(*) from affiliate.delivery where state <> $$delivered$$ group by 1'), '', 'and all of it arrived');
+my (%heard, $twice);
+for ($hooks->asked) {
+    my $id = $_->{headers}{'webhook-id'} // ($_->{path} =~ /[?]p=(\w+)/)[0];
+    $twice++ if $heard{$id}++;
+}
+my %told = map { $_->[0] => 1 } $t->rows('select affiliate.event_name(v) from affiliate.event v');
+is(join(' ', grep { !$heard{$_} } keys %told), '', 'each was heard of');
+is(join(' ', grep { !$told{$_} } keys %heard), '', 'nothing was invented');
+note sprintf '%d heard, %d again', scalar keys %heard, $twice // 0;
 my ($code, $out) = $t->cli('audit');
 is($code, 0, 'the books are right') or diag $out;
 

@@ -6,6 +6,8 @@ package Affiliated::Hooks;
 #   $hooks->address                              127.0.0.1:PORT
 #   $hooks->asked                                what was asked so far: {host, method, path, headers => {...}, body, at}
 #   $hooks->forget
+#   $hooks->ca                                   file of the authority that it shows a certificate of for https, of *.sites.example; needs
+#                                                IO::Socket::SSL, see Affiliated::Smtp::tls_there
 #
 # Paths: /ok, /status/NNN, /retry/NNN/SECONDS (Retry-After), /leads (a redirect to /ok), /slow (no answer), /close, /reset,
 # /huge (200, without an end), /garbage, /binary, /late (200, whose body never comes), /once/NNN/NAME (that status once, then 200).
@@ -13,11 +15,12 @@ package Affiliated::Hooks;
 use strict;
 use warnings;
 
+use Affiliated::Smtp ();
 use Fcntl qw(:flock);
 use IO::Socket::INET ();
 use JSON::PP ();
 use POSIX ();
-use Socket qw(SOL_SOCKET SO_LINGER);
+use Socket qw(MSG_PEEK SOL_SOCKET SO_LINGER);
 use Time::HiRes qw(sleep time);
 
 my $json = JSON::PP->new->canonical->latin1;
@@ -30,6 +33,7 @@ sub new
 
     $self->{address} = '127.0.0.1:' . $socket->sockport;
     $self->{log} = $t->write('hooks.log', '');
+    $self->{authority} = Affiliated::Smtp::authority($t) if Affiliated::Smtp::tls_there();
     my $pid = fork;
     die "fork: $!\n" unless defined $pid;
     if (!$pid) {
@@ -41,7 +45,7 @@ sub new
             my $peer = $socket->accept or next;
             my $child = fork;
             next if $child;
-            eval { $self->_serve($peer) };
+            eval { $self->_serve($self->_tls($peer)) };
             POSIX::_exit(0);
         }
     }
@@ -49,6 +53,7 @@ sub new
     return $self;
 }
 
+sub ca { return $_[0]{authority}{ca} }
 sub address { return $_[0]{address} }
 sub asked { my $self = shift; return map { $json->decode($_) } split /\n/, $self->{t}->slurp($self->{log}) }
 sub forget { my $self = shift; return truncate $self->{log}, 0 }
@@ -61,6 +66,16 @@ sub _note
     flock $log, LOCK_EX;
     syswrite $log, $json->encode($what) . "\n";
     return close $log;
+}
+
+# Whoever begins with a handshake gets one.
+sub _tls
+{
+    my ($self, $peer) = @_;
+
+    recv $peer, my $first, 1, MSG_PEEK;
+    return $peer if ($first // '') ne "\x16";
+    return IO::Socket::SSL->start_SSL($peer, SSL_server => 1, SSL_cert_file => $self->{authority}{cert}, SSL_key_file => $self->{authority}{key}) || die "no handshake\n";
 }
 
 # Requests on one connection, until it ends.
