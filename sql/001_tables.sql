@@ -483,6 +483,9 @@ create table affiliate.account (
            end)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
+-- What an affiliate has, wherever he earned it.
+create index account_affiliate on affiliate.account (owner_id, livemode, currency) where owner = 'affiliate';
+
 comment on table affiliate.account is 'Accounts, per merchant, mode and currency. Two counters that only grow, past any bigint; the balance is credits - debits';
 
 create table affiliate.transfer (

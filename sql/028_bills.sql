@@ -194,6 +194,7 @@ returns table (kind text, cause_kind smallint, cause_id bigint, cause_revision i
                at timestamptz, commission_minor bigint, fee_minor bigint)
 language sql stable
 set search_path = pg_catalog, affiliate, pg_temp
+set enable_nestloop = off
 set jit = off
 as $$
     with posted as materialized (
@@ -208,21 +209,49 @@ as $$
     ),
     span as (
         select min(p.cause_id) as low, max(p.cause_id) as high from posted p where p.cause_kind = 2
+    ),
+    item as materialized (
+        select i.*
+          from span s
+         cross join lateral (
+                   select i.release_id, i.order_no, i.commission_minor, i.fee_minor
+                     from affiliate.release_item i
+                    where i.merchant_id = p_merchant_id
+                      and i.release_id between s.low and s.high
+                   offset 0
+               ) i
+    ),
+    released as materialized (
+        select r.*
+          from span s
+         cross join lateral (
+                   select r.release_id, r.affiliate_id
+                     from affiliate.release r
+                    where r.merchant_id = p_merchant_id
+                      and r.release_id between s.low and s.high
+                   offset 0
+               ) r
     )
     select 'kept', 2::smallint, p.cause_id, 1, i.order_no, r.affiliate_id, p.created_at, i.commission_minor, i.fee_minor
-      from span s
-      join affiliate.release_item i
-        on i.merchant_id = p_merchant_id and i.release_id between s.low and s.high
-      join posted p on p.cause_kind = 2 and p.cause_id = i.release_id
-      join affiliate.release r on r.merchant_id = p_merchant_id and r.release_id = i.release_id
-     union all
-    select 'correction', 1::smallint, p.cause_id, p.cause_revision, p.cause_id, o.posted_affiliate_id, min(p.created_at),
-           coalesce(sum(p.amount_minor) filter (where p.code in (1, 3)), 0)::bigint,
-           coalesce(sum(p.amount_minor) filter (where p.code in (2, 4)), 0)::bigint
       from posted p
-      join affiliate.order_fact o on o.merchant_id = p_merchant_id and o.order_no = p.cause_id
-     where p.cause_kind = 1
-     group by p.cause_id, p.cause_revision, o.posted_affiliate_id
+      join item i on i.release_id = p.cause_id
+      join released r on r.release_id = p.cause_id
+     where p.cause_kind = 2
+     union all
+    select 'correction', 1::smallint, p.cause_id, p.cause_revision, p.cause_id, o.posted_affiliate_id, p.at, p.commission_minor, p.fee_minor
+      from (select p.cause_id, p.cause_revision, min(p.created_at) as at,
+                   coalesce(sum(p.amount_minor) filter (where p.code in (1, 3)), 0)::bigint as commission_minor,
+                   coalesce(sum(p.amount_minor) filter (where p.code in (2, 4)), 0)::bigint as fee_minor
+              from posted p
+             where p.cause_kind = 1
+             group by p.cause_id, p.cause_revision) p
+     cross join lateral (
+               select o.posted_affiliate_id
+                 from affiliate.order_fact o
+                where o.merchant_id = p_merchant_id
+                  and o.order_no = p.cause_id
+               offset 0
+           ) o
 $$;
 
 create function affiliate.next_bill_number(p_livemode boolean)
