@@ -1084,7 +1084,9 @@ as $$
                'payout', case when p.cause_kind = 3 then p.cause_id end)
            || case when p_actor.kind = 'affiliate' then '{}' else jsonb_build_object(
                'order', (select o.order_id from affiliate.order_fact o
-                          where p.cause_kind = 1 and o.merchant_id = p.merchant_id and o.order_no = p.cause_id)) end
+                          where p.cause_kind = 1 and o.merchant_id = p.merchant_id and o.order_no = p.cause_id),
+               'payment', case when p.cause_kind = 4 then p.cause_id end,
+               'bill', case when p.cause_kind = 5 then p.cause_id end) end
       from affiliate.statement_postings(p_actor, p_since) p
       join affiliate.transfer_code n using (code)
       join affiliate.currency k using (currency)

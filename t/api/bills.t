@@ -2,6 +2,7 @@
 # count for, corrections, VAT, who sees what. The books hold after each.
 
 use Affiliated::Api;
+use POSIX ();
 
 my $t = Affiliated::Api->new;
 my $r;
@@ -123,6 +124,9 @@ like($owner->get("$m/bills/$r->{bill}/print$test")->{body}, qr{Influence &lt;Pvt
 refund('T-4', test => 1, amount => '500.00');
 $r = $owner->post("$m/bills$test", \%npr)->{json};
 is("@{$r}{qw(commission fee vat total)}", '-50.00 -10.00 -1.30 -61.30', 'and gives back');
+my %moved = map { $_->{code} => $_ } $owner->pages("$m/statements/" . POSIX::strftime('%Y-%m', gmtime) . "/lines$test");
+is($moved{bill_vat_credit}{bill}, $r->{bill}, 'a statement names the bill that VAT came with');
+ok($moved{bill_payment}{payment}, 'and payments');
 books('VAT');
 
 # --- live: by themselves, after the month --------------------------------------------------------------------------------------------------
