@@ -84,6 +84,7 @@ SKIP: {
         'local.sites.example' => [{ status => 301, body => '', headers => { Location => 'http://127.0.0.1/' } }, qr/leads elsewhere/],
         'large.sites.example' => [{ status => 200, body => $challenge . ' ' x 70000 }, qr/has more than 64 KiB$/],
         'endless.sites.example' => [{ status => 200, body => '', endless => 1 }, qr/has more than 64 KiB$/],
+        'flood.sites.example' => [{ status => 200, body => '', flood => 1 }, qr/has more than 64 KiB$/],
         'www.no.example' => [{ status => 200, body => $challenge }, qr/has no valid certificate: .*www\.no\.example/],
         );
     for my $host (sort keys %told) {

@@ -118,6 +118,7 @@ for my $case (
     ['/close', qr/^no answer came: /, undef],
     ['/reset', qr/^no answer came: /, undef],
     ['/garbage', qr/^no answer came: /, undef],
+    ['/interim', qr/^no answer came: /, 100],
     )
 {
     my ($path, $error, $status) = @$case;
@@ -128,7 +129,7 @@ for my $case (
     $t->psql("update affiliate.endpoint set removed_at = now(), active = false where url like '%$path'");
 }
 is(scalar(grep { $_->{path} eq '/ok/led' } $hooks->asked), 0, 'nobody was led anywhere');
-for my $path ('/huge', '/binary', '/late', '/status/204') {
+for my $path ('/huge', '/headers', '/binary', '/late', '/status/204') {
     is(tried(ping(hook($path)))->{state}, 'delivered', "$path: it said that it has it");
     $t->psql("update affiliate.endpoint set removed_at = now(), active = false where url like '%$path'");
 }

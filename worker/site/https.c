@@ -23,7 +23,7 @@ struct https {
     char refused[INET6_ADDRSTRLEN + 32]; /* an address that was */
     uint8_t kept[HTTPS_KEPT_MAX];
     size_t kept_len;
-    size_t received;
+    size_t received, headers;
     bool blank_tail; /* what was not kept is blank */
     char error[CURL_ERROR_SIZE];
 };
@@ -65,6 +65,22 @@ https_body(char *data, size_t size, size_t count, void *context)
     return len;
 }
 
+/* So with what comes before it. */
+static size_t
+https_header(char *data, size_t size, size_t count, void *context)
+{
+    struct https *https = context;
+
+    (void) data;
+    https->headers += size * count;
+    if (https->headers > HTTPS_BODY_MAX) {
+        https->received = HTTPS_BODY_MAX + 1;
+        return 0;
+    }
+
+    return size * count;
+}
+
 static int
 https_progress(
     void *context, curl_off_t to_get, curl_off_t got, curl_off_t to_send, curl_off_t sent)
@@ -103,6 +119,8 @@ https_options(CURL *curl, struct https *https, const char *url, struct curl_slis
     SET(CURLOPT_TIMEOUT_MS, (long) config->sites.timeout);
     SET(CURLOPT_CONNECTTIMEOUT_MS, (long) config->sites.timeout);
     SET(CURLOPT_MAXFILESIZE_LARGE, (curl_off_t) HTTPS_BODY_MAX);
+    SET(CURLOPT_HEADERFUNCTION, https_header);
+    SET(CURLOPT_HEADERDATA, https);
     SET(CURLOPT_WRITEFUNCTION, https_body);
     SET(CURLOPT_WRITEDATA, https);
     SET(CURLOPT_ERRORBUFFER, https->error);

@@ -26,7 +26,17 @@ call_socket(void *context, curlsocktype purpose, struct curl_sockaddr *address)
     return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 }
 
-/* Ends the transfer as soon as it is too much. */
+/* Ends the transfer as soon as it is too much, headers and all. */
+static size_t
+call_header(char *data, size_t size, size_t count, void *context)
+{
+    struct call *call = context;
+
+    (void) data;
+    call->received += size * count;
+    return call->received <= CALL_ANSWER_MAX ? size * count : 0;
+}
+
 static size_t
 call_body(char *data, size_t size, size_t count, void *context)
 {
@@ -36,8 +46,7 @@ call_body(char *data, size_t size, size_t count, void *context)
 
     memcpy(call->kept + call->kept_len, data, keep);
     call->kept_len += keep;
-    call->received += len;
-    return call->received <= CALL_ANSWER_MAX ? len : 0;
+    return call_header(data, size, count, context);
 }
 
 static bool
@@ -62,6 +71,8 @@ call_options(struct call *call, const struct config *config, const struct call_r
     SET(CURLOPT_NOSIGNAL, 1L);
     SET(CURLOPT_TIMEOUT_MS, (long) config->webhooks.timeout);
     SET(CURLOPT_CONNECTTIMEOUT_MS, (long) config->webhooks.timeout);
+    SET(CURLOPT_HEADERFUNCTION, call_header);
+    SET(CURLOPT_HEADERDATA, call);
     SET(CURLOPT_WRITEFUNCTION, call_body);
     SET(CURLOPT_WRITEDATA, call);
     SET(CURLOPT_ERRORBUFFER, call->error);

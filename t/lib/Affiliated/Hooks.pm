@@ -10,7 +10,7 @@ package Affiliated::Hooks;
 #                                                IO::Socket::SSL, see Affiliated::Smtp::tls_there
 #
 # Paths: /ok, /status/NNN, /retry/NNN/SECONDS (Retry-After), /leads (a redirect to /ok), /slow (no answer), /close, /reset,
-# /huge (200, without an end), /garbage, /binary, /late (200, whose body never comes), /once/NNN/NAME (that status once, then 200).
+# /huge (200, without an end), /headers (so are its headers), /interim (100 again and again), /garbage, /binary, /late (200, whose body never comes), /once/NNN/NAME (that status once, then 200).
 
 use strict;
 use warnings;
@@ -139,6 +139,15 @@ sub _answer
     if ($path =~ m{^/huge}) {
         syswrite $peer, "HTTP/1.1 200 X\r\n\r\n";
         1 while syswrite $peer, 'x' x 65536;
+        return 0;
+    }
+    if ($path =~ m{^/headers}) {
+        syswrite $peer, "HTTP/1.1 200 X\r\n";
+        1 while syswrite $peer, "X-More: yes\r\n" x 1000;
+        return 0;
+    }
+    if ($path =~ m{^/interim}) {
+        1 while syswrite $peer, "HTTP/1.1 100 X\r\n\r\n" x 1000;
         return 0;
     }
     if ($path =~ m{^/garbage}) {

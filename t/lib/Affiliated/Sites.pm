@@ -6,7 +6,7 @@ package Affiliated::Sites;
 #   $sites->dns, $sites->https                   127.0.0.1:PORT of each
 #   $sites->txt($name => [$text, ...])           its TXT records; a text over 255 bytes is several strings
 #   $sites->txt($name => 'nxdomain')             or servfail, silent (no answer), garbage, short (half an answer)
-#   $sites->file($host => {status, body, headers => {...}, hang, endless})    what GET answers, if the host is asked
+#   $sites->file($host => {status, body, headers => {...}, hang, endless, flood})    what GET answers, if the host is asked
 #   $sites->asked                                what was asked of both: "TXT name", "GET host path"
 
 use strict;
@@ -148,6 +148,11 @@ sub _page
     $self->_note("GET $host $path");
     my $what = $self->_known->{file}{$host} || { status => 404, body => 'nothing' };
     sleep 600 if $what->{hang};
+    if ($what->{flood}) {
+        print $tls "HTTP/1.1 200 X\r\n";
+        print {$tls} "X-More: yes\r\n" x 1000 or last for 1 .. 10000;
+        return;
+    }
     my %headers = (($what->{endless} ? () : ('Content-Length' => length $what->{body})), %{ $what->{headers} || {} });
     print $tls join '', "HTTP/1.1 $what->{status} X\r\n", map({ "$_: $headers{$_}\r\n" } sort keys %headers), "Connection: close\r\n\r\n";
     if ($what->{endless}) {
