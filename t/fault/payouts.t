@@ -157,9 +157,9 @@ sub merchant
         my $id = sprintf '%012x70008000%012x', (time - 7200) * 1000 + ++$order, 2000 + $order;
         # Once, though told as often as it takes.
         my $sql = "insert into affiliate.click (id, merchant_id, link_id, campaign_id, affiliate_id, livemode, verdict, reasons) values ('$id', 901, 1, 921, 911, false, 0, 0) on conflict do nothing;\n"
-            . "select affiliate.conversion_stage();\nbegin;\nselect affiliate.inbox_accept(2::smallint, '{3}', '{1}', '{$order}', '{1}');\n"
-            . "insert into pg_temp.conversion_stage values (3, 1, $order, 0, 901, false, 1, 0, 'ak_test_x', 'b-$order', 'b', now() - interval '1 hour', null, '$id', 'B-$order', 2, 0, "
-            . (10000 + $t->random(100000)) . ", 'NPR', null, null, null, null, null, null);\nselect * from affiliate.apply_conversions();\ncommit;\nselect affiliate.release_holds(100);\n";
+            . "select affiliate.conversion_stage();\nbegin;\n"
+            . "insert into pg_temp.conversion_stage select 3, 1, $order, 0, 901, false, 1, 0, 'ak_test_x', 'b-$order', 'b', now() - interval '1 hour', null, '$id', 'B-$order', 2, 0, "
+            . (10000 + $t->random(100000)) . ", 'NPR', null, null, null, null, null, null from affiliate.inbox_accept(2::smallint, '{3}', '{1}', '{$order}', '{1}');\nselect * from affiliate.apply_conversions();\ncommit;\nselect affiliate.release_holds(100);\n";
         until (eval { $t->psql($sql); 1 }) {
             select undef, undef, undef, 0.1;
         }
