@@ -256,7 +256,7 @@ faults: all $(FICKLE) $(TOOLS)
 
 # --- house-keeping ----------------------------------------------------------------------------------------------
 
-FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] worker/mail/*.[ch] worker/site/*.[ch] worker/payout/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/lib/preload/*.c t/fault/*.c)
+FORMATTED = $(wildcard protocol/*.[ch] worker/*.[ch] worker/api/*.[ch] worker/mail/*.[ch] worker/site/*.[ch] worker/webhook/*.[ch] worker/payout/*.[ch] t/unit/*.[ch] t/fuzz/*.[ch] t/lib/*.c t/lib/preload/*.c t/fault/*.c)
 
 format:
 	clang-format -i $(FORMATTED)
