@@ -65,6 +65,7 @@ create table affiliate.bill (
 
 create index bill_of on affiliate.bill (merchant_id, livemode, currency, bill_id);
 create index bill_issued on affiliate.bill (livemode, issued_at, bill_id);
+create index bill_due on affiliate.bill (due_on) where livemode and total_minor > 0;
 
 create sequence affiliate.bill_id_seq owned by affiliate.bill.bill_id;
 
@@ -389,6 +390,8 @@ begin
                from affiliate.bill b
               where b.livemode and b.total_minor > 0
                 and b.due_on < (now() at time zone 'UTC')::date
+                -- Paid ones are looked at each time: of the last months only.
+                and b.due_on > (now() at time zone 'UTC')::date - 100
                 and not exists (select from affiliate.bill_reminder r where r.merchant_id = b.merchant_id and r.bill_id = b.bill_id)
                 and affiliate.bill_paid(b) < b.total_minor
               order by b.bill_id
@@ -773,6 +776,7 @@ select affiliate.enter_as_tenant(
     'affiliate.issue_test_bill(affiliate.actor, jsonb)',
     'affiliate.set_bill_policy(affiliate.actor, jsonb)');
 
+-- Its state is worked out only of those that can be in it.
 create function affiliate.bill_conditions(p_request jsonb)
 returns text
 language plpgsql stable
@@ -782,6 +786,9 @@ declare
     wanted text := affiliate.form_field(p_request, 'state', 20, '^(credit|paid|overdue|part_paid|issued)$', 'must be issued, part_paid, paid, overdue or credit');
 begin
     return concat_ws(' and ',
+        case when wanted in ('issued', 'part_paid') then 'b.due_on >= (now() at time zone ''UTC'')::date' end,
+        case when wanted = 'overdue' then 'b.due_on < (now() at time zone ''UTC'')::date' end,
+        case when wanted = 'credit' then 'b.total_minor < 0' end,
         'affiliate.bill_state(b, affiliate.bill_paid(b)) = ' || quote_literal(wanted),
         'b.currency = ' || quote_literal(affiliate.currency_field(p_request, 'currency')));
 end
