@@ -545,7 +545,8 @@ declare
     made affiliate.payout;
     k affiliate.currency;
 begin
-    perform from affiliate.affiliate a where a.affiliate_id = p_affiliate_id for update;
+    -- Not for update: whoever posts one of his payouts meanwhile refers to him, and has locked accounts that we need.
+    perform from affiliate.affiliate a where a.affiliate_id = p_affiliate_id for no key update;
     select * into policy from affiliate.payout_policy x where x.currency = affiliate.currency_field(p_request, 'currency');
     if not found then
         perform affiliate.refuse('currency', 'must be one that is paid out: ' || (select string_agg(x.currency, ', ' order by x.currency) from affiliate.payout_policy x));
@@ -1592,7 +1593,7 @@ as $$
 declare
     before jsonb;
 begin
-    perform from affiliate.affiliate a where a.affiliate_id = p_affiliate_id for update;
+    perform from affiliate.affiliate a where a.affiliate_id = p_affiliate_id for no key update;
     before := affiliate.tax_profile_json(p_affiliate_id);
     perform affiliate.check_version(p_request, (before ->> 'version')::bigint);
     if coalesce(affiliate.boolean_field(p_request, 'vat_registered'), false) and p_request ->> 'pan' is null then
