@@ -51,11 +51,11 @@ begin
 end
 \$\$;
 -- An answer of the rail to a batch: some paid, some failed, some unknown, some not there.
-create function public.answer(p_user bigint, p_batch bigint) returns void language plpgsql as \$\$
+create function public.answer(p_user bigint, p_batch bigint, p_words text[] default '{paid,paid,failed,asked}', p_share float default 0.9) returns void language plpgsql as \$\$
 declare
     lines jsonb := (select jsonb_agg(jsonb_build_array(affiliate.instruction(p), affiliate.amount_text(p.amount_minor - p.tax_minor, 2::smallint),
-                                     (array['paid', 'paid', 'failed', 'asked'])[1 + floor(random() * 4)::integer]))
-                      from affiliate.payout p where p.batch_id = p_batch and random() < 0.9);
+                                     p_words[1 + floor(random() * cardinality(p_words))::integer]))
+                      from affiliate.payout p where p.batch_id = p_batch and random() < p_share);
     upload text := public.try(p_user, 'payout_result_create', jsonb_build_object('batch', p_batch::text, '_header', '["Reference", "Amount", "Status"]'::jsonb));
 begin
     if upload is not null and lines is not null then
@@ -73,19 +73,20 @@ sub click_id { return join '-', unpack 'A8 A4 A4 A4 A12', sprintf '%012x70008000
 my $sequence = 0;
 sub conversion
 {
-    my ($order, $status, $amount) = @_;
+    my ($order, $status, $amount, $live) = @_;
     $sequence++;
     return sprintf "select affiliate.conversion_stage();\nbegin;\nselect affiliate.inbox_accept(2::smallint, '{1}', '{1}', '{%d}', '{1}');\n"
-        . "insert into pg_temp.conversion_stage values (1, 1, %d, 0, %d, true, 1, 0, 'ak_live_x', '%s', 'b', now() - interval '%d seconds', null, '%s', 'O-%d', %d, 0, %s, %s, null, null, null, null, null, null);\n"
+        . "insert into pg_temp.conversion_stage values (1, 1, %d, 0, %d, %s, 1, 0, 'ak_x', '%s', 'b', now() - interval '%d seconds', null, '%s', 'O-%d', %d, 0, %s, %s, null, null, null, null, null, null);\n"
         . "select * from affiliate.apply_conversions();\ncommit;\nselect affiliate.release_holds(100);\n",
-        $sequence, $sequence, 901 + $order % 2, "k-$sequence", $status == 2 ? 120 : 60, click_id($order), $order, $status, $amount // 'null', defined $amount ? "'NPR'" : 'null';
+        $sequence, $sequence, 901 + $order % 2, $live || 'true', "k-$sequence", $status == 2 ? 120 : 60, click_id($order), $order, $status, $amount // 'null', defined $amount ? "'NPR'" : 'null';
 }
 sub order
 {
+    my ($affiliate, $live) = @_;
     my $order = ++$orders;
     my $m = 901 + $order % 2;
-    return sprintf("insert into affiliate.click (id, merchant_id, link_id, campaign_id, affiliate_id, livemode, verdict, reasons) values ('%s', %d, 1, %d, %d, true, 0, 0);\n",
-        click_id($order), $m, $m + 20, 11 + $t->random($AFFILIATES)) . conversion($order, 2, 1000 + $t->random(100000));
+    return sprintf("insert into affiliate.click (id, merchant_id, link_id, campaign_id, affiliate_id, livemode, verdict, reasons) values ('%s', %d, 1, %d, %d, %s, 0, 0);\n",
+        click_id($order), $m, $m + 20, $affiliate || 11 + $t->random($AFFILIATES), $live || 'true') . conversion($order, 2, 1000 + $t->random(100000), $live);
 }
 $t->psql(join '', map { order() } 1 .. 6 * $AFFILIATES);
 
@@ -161,5 +162,29 @@ is($t->psql(q{
          tax as (select affiliate_id, sum(tax_minor) as minor from affiliate.payout where state = 'paid' group by 1)
     select affiliate_id, earned.minor, has.minor, tax.minor from earned full join has using (affiliate_id) left join tax using (affiliate_id)
      where coalesce(earned.minor, 0) <> coalesce(has.minor, 0) + coalesce(tax.minor, 0)}), '', 'earned = payable + under way + paid + withheld');
+
+# Whoever asks does not keep others from referring to him: a recall of a live payout needs nothing that he has locked who asks in test mode.
+$t->psql(join '', "update affiliate.payout_policy set batch_items = 1000;\n",
+    (map { order(11 + $_) . sprintf qq{select public.try(%d, 'payout_create', '{"amount": "0.50", "currency": "NPR"}');\n}, 4 + $_ } 0 .. $AFFILIATES - 1),
+    qq{select public.try(1, 'payout_batch_create', '{"kind": "esewa", "currency": "NPR"}');\n});
+my $batch = $t->value(q{select max(batch_id) from affiliate.payout_batch});
+$t->psql(join '', (map { qq{select public.try($_->[0], 'payout_batch_$_->[1]', '{"batch": "$batch"}');\n} } [1, 'propose'], [2, 'approve'], [1, 'export']), "select public.answer(1, $batch, '{paid}', 2);\n");
+my ($payout, $who) = @{ ($t->rows("select payout_id, affiliate_id from affiliate.payout where batch_id = $batch and state = 'paid' limit 1"))[0] };
+$t->psql(order($who, 'false'));
+my $asking = $t->write('asking.sql', sprintf "begin;\nselect public.try(%d, 'payout_create', '{\"amount\": \"0.50\", \"currency\": \"NPR\", \"livemode\": false}');\nselect pg_sleep(60);\n", $who - 7);
+my $asks = fork // die "fork: $!\n";
+if (!$asks) {
+    open STDOUT, '>', '/dev/null';
+    open STDERR, '>&', \*STDOUT;
+    exec $t->pg_bin . '/psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-h', $t->{pg_socket}, '-U', 'postgres', '-d', 'affiliate', '-f', $asking or POSIX::_exit(127);
+}
+my $there = q{from pg_stat_activity a where a.query like 'select pg_sleep(60)%'};
+$t->wait_until('somebody asks', sub { $t->value("select count(*) $there") });
+cmp_ok($t->value("select count(*) from pg_locks l where l.relation = 'affiliate.payout'::regclass and l.mode = 'RowExclusiveLock' and l.pid = (select pid $there)"), '>', 0, 'and has asked');
+$t->psql("set lock_timeout = '10s'; select public.try(1, 'admin_payout_recall', '{\"payout\": \"$payout\", \"reason\": \"x\"}')");
+is($t->value("select state from affiliate.payout where payout_id = $payout"), 'recalled', 'meanwhile a payout of his is recalled');
+$t->psql("select pg_terminate_backend(pid) $there");
+waitpid $asks, 0;
+is($t->psql('select * from affiliate.audit()'), '', 'the books are right');
 
 done_testing();
