@@ -221,7 +221,7 @@ sub delivered_to
             select 'ping', merchant_id, livemode, 'x', '{}' from affiliate.endpoint where endpoint_id = $endpoint returning event_id)
         insert into affiliate.delivery (endpoint_id, event_id) select $endpoint, event_id from made returning delivery_id; notify affiliate_webhook");
 
-    $t->wait_until('a try', sub { $t->value("select tries from affiliate.delivery where delivery_id = $delivery and not taken") > 0 });
+    $t->wait_until('a try', sub { ($t->value("select tries from affiliate.delivery where delivery_id = $delivery and not taken") || 0) > 0 });
     return $delivery;
 }
 

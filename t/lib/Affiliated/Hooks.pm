@@ -143,7 +143,7 @@ sub _answer
     }
     if ($path =~ m{^/headers}) {
         syswrite $peer, "HTTP/1.1 200 X\r\n";
-        1 while syswrite $peer, "X-More: yes\r\n" x 1000;
+        1 while syswrite $peer, "X-More: " . "y" x 100 . "\r\n";
         return 0;
     }
     if ($path =~ m{^/interim}) {

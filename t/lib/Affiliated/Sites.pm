@@ -150,7 +150,7 @@ sub _page
     sleep 600 if $what->{hang};
     if ($what->{flood}) {
         print $tls "HTTP/1.1 200 X\r\n";
-        print {$tls} "X-More: yes\r\n" x 1000 or last for 1 .. 10000;
+        print {$tls} "X-More: " . "y" x 100 . "\r\n" or last for 1 .. 10000;
         return;
     }
     my %headers = (($what->{endless} ? () : ('Content-Length' => length $what->{body})), %{ $what->{headers} || {} });
